@@ -13,8 +13,8 @@ another result in another space; callers convert with :meth:`diffsamp.process.Pr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
@@ -61,12 +61,12 @@ class Guidance(Protocol):
     """Protocol of every guidance.
 
     Attributes:
-        guidance_scale: strength w; 1 gives the conditional prediction.
+        guidance_scale: strength w; 1 gives the conditional prediction; None leaves it to a pipeline.
         conditions: number of predictions taken, 2 (cond, uncond) or 3 (cond, uncond, negative).
     """
 
     @property
-    def guidance_scale(self) -> float: ...
+    def guidance_scale(self) -> float | None: ...
 
     @property
     def conditions(self) -> int: ...
@@ -100,26 +100,41 @@ class Guidance(Protocol):
 
 
 class GuidanceBase:
-    """The part that all methods share: no memory, two predictions."""
+    """The part that all methods share: no memory, two predictions. Methods are frozen dataclasses."""
 
-    conditions: int = 2
+    conditions = 2
+    guidance_scale: float | None = None
+
+    @property
+    def scale(self) -> float:
+        """The scale as a number; an error where it was left to a pipeline and there is none."""
+        if self.guidance_scale is None:
+            raise DiffsampError("guidance_scale: is not set; give one, as in 'apg:7.5'")
+        return float(self.guidance_scale)
+
+    def with_scale(self, guidance_scale: float) -> Self:
+        """A copy with another scale."""
+        return replace(self, guidance_scale=guidance_scale)  # type: ignore[type-var]
 
     def init(self, batch: int = 1, steps: int | None = None) -> GuidanceState:
         """State at the start of a run; ``steps`` is the number of evaluations, where known."""
         return GuidanceState(0, steps, None)
 
 
-def check_scale(value: Any, name: str = "guidance_scale") -> float:
-    """``value`` as a float, refused below 1 or where it is not finite."""
-    number = check_number(value, name)
-    if number < 1.0:
+def check_scale(value: Any, name: str = "guidance_scale", *, optional: bool = False) -> None:
+    """Refuse a scale below 1 or not finite; None passes where ``optional``."""
+    if value is None and optional:
+        return
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not math.isfinite(value) or value < 1.0:
         raise DiffsampError(f"{name}: got {value!r}; must be a finite number of 1 or above (1 is no guidance)")
-    return number
 
 
 def check_number(value: Any, name: str, low: float = -math.inf, high: float = math.inf) -> float:
     """``value`` as a finite float in [low, high]."""
-    bounds = "" if low == -math.inf and high == math.inf else f" in [{low:g}, {high:g}]"
+    bounds = f" in [{low:g}, {high:g}]"
+    if high == math.inf:
+        bounds = "" if low == -math.inf else f" of {low:g} or above"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DiffsampError(f"{name}: got {value!r}; must be a finite number{bounds}")
     number = float(value)
