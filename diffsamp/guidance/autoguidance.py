@@ -33,6 +33,7 @@ class AutoGuidance(GuidanceBase):
     guidance_scale: float | None = None
     weak: Any = field(default=None, repr=False)
     skip_layers: tuple[int, ...] = ()
+    linear = True
 
     def __post_init__(self) -> None:
         check_scale(self.guidance_scale, optional=True)

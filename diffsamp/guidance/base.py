@@ -63,6 +63,8 @@ class Guidance(Protocol):
     Attributes:
         guidance_scale: strength w; 1 gives the conditional prediction; None leaves it to a pipeline.
         conditions: number of predictions taken, 2 (cond, uncond) or 3 (cond, uncond, negative).
+        linear: whether the result is the same whatever the predictions are expressed in, so that a caller need not
+            convert them to x0.
     """
 
     @property
@@ -70,6 +72,13 @@ class Guidance(Protocol):
 
     @property
     def conditions(self) -> int: ...
+
+    @property
+    def linear(self) -> bool: ...
+
+    def with_scale(self, guidance_scale: float) -> Self:
+        """A copy with another scale."""
+        ...
 
     def init(self, batch: int = 1, steps: int | None = None) -> GuidanceState:
         """State at the start of a run of ``steps`` evaluations on ``batch`` samples."""
@@ -103,6 +112,7 @@ class GuidanceBase:
     """The part that all methods share: no memory, two predictions. Methods are frozen dataclasses."""
 
     conditions = 2
+    linear = False
     guidance_scale: float | None = None
 
     @property

@@ -28,6 +28,7 @@ class CFG(GuidanceBase):
     """Classifier-free guidance. ``guidance_scale`` >= 1; None where a pipeline's own scale is to be used."""
 
     guidance_scale: float | None = None
+    linear = True
 
     def __post_init__(self) -> None:
         check_scale(self.guidance_scale, optional=True)

@@ -63,6 +63,7 @@ class FrequencyDecoupled(GuidanceBase):
     guidance_scale: float | None = None
     low_scale: float = 1.0
     levels: int = 2
+    linear = True
 
     def __post_init__(self) -> None:
         check_scale(self.guidance_scale, optional=True)

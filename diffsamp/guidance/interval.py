@@ -54,6 +54,11 @@ class Interval(GuidanceBase):
         """Predictions that the inner method takes."""
         return self.inner.conditions
 
+    @property
+    def linear(self) -> bool:  # type: ignore[override]
+        """As the inner method."""
+        return self.inner.linear
+
     def with_scale(self, guidance_scale: float) -> Interval:
         """A copy with another scale."""
         return replace(self, inner=self.inner.with_scale(guidance_scale))

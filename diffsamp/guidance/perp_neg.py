@@ -41,6 +41,7 @@ class PerpNeg(GuidanceBase):
     guidance_scale: float | None = None
     negative_scale: float = 1.0
     conditions = 3
+    linear = True
 
     def __post_init__(self) -> None:
         check_scale(self.guidance_scale, optional=True)
