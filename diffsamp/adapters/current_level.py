@@ -1,7 +1,7 @@
 """The noise level at which a pipeline's denoiser is being called, read from its scheduler.
 
 Ours carry their plan. For a scheduler of diffusers the level comes from ``sigmas[step_index]`` (with Karras sigmas the
-timestep is rounded, by up to 1.8 % in sigma), or from ``alphas_cumprod[t]`` where it keeps no sigmas (DDIM, DDPM, PNDM).
+timestep is rounded, by up to 1.8 % in sigma), or from ``alphas_cumprod[t]`` where it keeps none (DDIM, DDPM, PNDM).
 The input of the network is in the process's own scale for all of them: Euler and its kin divide by sqrt(sigma² + 1).
 """
 
@@ -59,7 +59,7 @@ class LevelReader:
         self.sigmas = self._listed("sigmas")
         self.between = self._listed("sigmas_interpol")
         if self.sigmas is None and not hasattr(scheduler, "alphas_cumprod"):
-            raise DiffsampError(f"guidance: {name} keeps neither sigmas nor alphas_cumprod, so the noise level is unknown")
+            raise DiffsampError(f"guidance: {name} keeps neither sigmas nor alphas_cumprod; the noise level is unknown")
 
     def _listed(self, name: str) -> list[float] | None:
         values = getattr(self.scheduler, name, None)

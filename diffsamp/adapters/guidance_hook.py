@@ -8,7 +8,8 @@ The prediction is moved to x0 and back with the level at which the network was c
     pipe(prompt, guidance_scale=7.5)               # the pipeline's scale must be above 1, or it makes no pair
     detach(pipe)
 
-State (momentum) is reset at every run, advances once per solver step, and is dropped when shape, device or dtype change.
+State (momentum) is reset at every run, advances once per solver step, and is dropped when shape, device or dtype
+change.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ import torch
 from ..errors import DiffsampError
 from ..guidance import AutoGuidance, Guidance, Interval, parse
 from ..guidance.base import GuidanceState
-from ..guidance.cfg import cfg
-from ..guidance.space import SIGMA_FLOOR
 from .cfg_form import DENOISERS, CFGForm, cfg_form
 from .current_level import Here, LevelReader
+from .x0_space import denoiser_input, denoiser_timestep, guided_prediction, noisy_part
 
 _ATTRIBUTE = "_diffsamp_guidance"
 
@@ -185,9 +185,9 @@ class GuidanceHook:
 
     def _batched(self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         prediction = _tensor_of(output)
-        x = _input_of(args, kwargs)
+        x = denoiser_input(args, kwargs)
         doubled = getattr(self.pipe, "do_classifier_free_guidance", None)
-        timestep = _timestep_of(args, kwargs)
+        timestep = denoiser_timestep(args, kwargs)
         here, begun = self._place(timestep, prediction, prediction.shape[0] // 2)
         if doubled is None and begun:
             # The pipeline does not say whether it doubled its batch; two equal halves are the sign.
@@ -204,7 +204,7 @@ class GuidanceHook:
         if isinstance(_innermost(self.guidance), AutoGuidance):
             half = slice(0, cond.shape[0]) if self.form.cond_first else slice(cond.shape[0], None)
             uncond = self._weak(module, *_cut((args, kwargs), prediction.shape[0], half))
-        noisy, channels = _noisy_part(noisy, cond, type(self.pipe).__name__)
+        noisy, channels = noisy_part(noisy, cond, type(self.pipe).__name__)
         guided = self._guide(name, cond[:, :channels], uncond[:, :channels], noisy, here)
         parts = []
         for half in (first, second):
@@ -213,7 +213,7 @@ class GuidanceHook:
 
     def _two_calls(self, name: str, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         prediction = _tensor_of(output)
-        here, _ = self._place(_timestep_of(args, kwargs), prediction, prediction.shape[0])
+        here, _ = self._place(denoiser_timestep(args, kwargs), prediction, prediction.shape[0])
         if self._held is None:
             weak = None
             if isinstance(_innermost(self.guidance), AutoGuidance):
@@ -228,7 +228,7 @@ class GuidanceHook:
                 f"negative_prompt and a {self.form.scale_name} above 1"
             )
         self._held = None
-        noisy, channels = _noisy_part(_input_of(args, kwargs), prediction, type(self.pipe).__name__)
+        noisy, channels = noisy_part(denoiser_input(args, kwargs), prediction, type(self.pipe).__name__)
         if channels != prediction.shape[1]:
             raise DiffsampError(f"guidance: {type(self.pipe).__name__} predicts more than it denoises; not supported")
         guided = self._guide(name, cond, prediction if weak is None else weak, noisy, here)
@@ -244,17 +244,7 @@ class GuidanceHook:
         """The guided prediction, in the network's own space and dtype."""
         guidance = self.guidance if self.guidance.guidance_scale is not None else self._with_pipeline_scale(name)
         before = self._enter(here, cond.shape[0])
-        if guidance.linear:
-            guided, after = guidance(before, cond, uncond, x, here.level)
-        elif here.p is None or here.q is None or here.level.sigma < SIGMA_FLOOR:
-            guided, after = cfg(cond, uncond, guidance.guidance_scale), before.advance(before.buffer)
-        else:
-            wide = torch.promote_types(cond.dtype, torch.float32)
-            c, u, noisy = cond.to(wide), uncond.to(wide), x.to(wide)
-            # x0 = p·x + q·F. Only the difference to the conditional x0 goes back, so that p·x rounds away.
-            c0, u0 = torch.add(here.p * noisy, c, alpha=here.q), torch.add(here.p * noisy, u, alpha=here.q)
-            x0, after = guidance(before, c0, u0, noisy, here.level)
-            guided = torch.add(c, x0 - c0, alpha=1.0 / here.q).to(cond.dtype)
+        guided, after = guided_prediction(guidance, before, cond, uncond, x, here)
         self._leave(here, after)
         return guided
 
@@ -297,23 +287,6 @@ def _config(owner: Any, name: str) -> Any:
     return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
 
 
-def _input_of(args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
-    for name in ("hidden_states", "sample"):
-        if isinstance(kwargs.get(name), torch.Tensor):
-            return kwargs[name]
-    if args and isinstance(args[0], torch.Tensor):
-        return args[0]
-    raise DiffsampError("guidance: the denoiser's input is not one tensor (hidden_states or sample)")
-
-
-def _timestep_of(args: tuple, kwargs: dict[str, Any]) -> Any:
-    if "timestep" in kwargs:
-        return kwargs["timestep"]
-    if len(args) > 1:
-        return args[1]
-    raise DiffsampError("guidance: the denoiser is not told a timestep, so the noise level is unknown")
-
-
 def _tensor_of(output: Any) -> torch.Tensor:
     found = output if isinstance(output, torch.Tensor) else output[0]
     if not isinstance(found, torch.Tensor):
@@ -329,17 +302,6 @@ def _with_tensor(output: Any, tensor: torch.Tensor) -> Any:
     changed = type(output)(**dict(output))
     changed[next(iter(output))] = tensor
     return changed
-
-
-def _noisy_part(x: torch.Tensor, prediction: torch.Tensor, name: str) -> tuple[torch.Tensor, int]:
-    """The part of the input that is being denoised, and the number of predicted channels that answer to it."""
-    a, b = list(x.shape), list(prediction.shape)
-    if a == b:
-        return x, b[1]
-    if len(a) == len(b) and len(a) > 3 and a[0] == b[0] and a[2:] == b[2:]:
-        # More channels in: a mask or an image after the latents. More out: a predicted variance after the mean.
-        return x[:, : b[1]], min(a[1], b[1])
-    raise DiffsampError(f"guidance: {name} denoises a tensor of {tuple(a)} and predicts {tuple(b)}; not supported")
 
 
 def _cut(tree: Any, batch: int, half: slice) -> Any:
@@ -360,7 +322,13 @@ def _skipping(module: torch.nn.Module, layers: tuple[int, ...]):
     from diffusers.hooks.layer_skip import _apply_layer_skip_hook
 
     hook = "diffsamp_weak"
-    _apply_layer_skip_hook(module, LayerSkipConfig(list(layers), fqn="auto", dropout=1.0), name=hook)
+    try:
+        _apply_layer_skip_hook(module, LayerSkipConfig(list(layers), fqn="auto", dropout=1.0), name=hook)
+    except ValueError:
+        raise DiffsampError(
+            f"skip_layers: got {layers}; {type(module).__name__} has no such transformer blocks. Give a weak model, "
+            "as in AutoGuidance(2.0, weak=model)"
+        ) from None
     try:
         yield
     finally:
