@@ -1,0 +1,278 @@
+"""The engine: applies a plan to tensors. The only place where solver arithmetic meets a tensor.
+
+A row is compiled once, on the host, to lists of (register, float) terms with the network's prediction type folded in.
+A step is then a handful of fused multiply-adds: no lookup by timestep, no scalar tensors, no host synchronisation.
+State is passed in and out, so one plan serves any number of runs at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import rng
+from .errors import DiffsampError
+from .plan import Mix, Plan, Row
+from .process import Level
+
+Terms = tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A row with the prediction type folded in: terms over the registers, largest use first."""
+
+    level: Level
+    convert: tuple[float, float]
+    correct: Terms | None
+    rewrite: Terms | None
+    advance: Terms
+    keep_pin: bool
+    uses_noise: bool
+    keeps_m: bool
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: the bank of registers after ``index`` rows.
+
+    Attributes:
+        index: rows done; the next network call is row ``index``.
+        input: what the network is to be evaluated at, in float32 or better, shape (batch, ...).
+        base: last committed sample.
+        history: outputs m in the plan's form, newest first.
+        pin: the output kept for good, or None.
+        noise: the noise of the last row, or None.
+    """
+
+    index: int
+    input: torch.Tensor
+    base: torch.Tensor
+    history: tuple[torch.Tensor, ...] = ()
+    pin: torch.Tensor | None = None
+    noise: torch.Tensor | None = None
+
+    def gather(self, index: torch.Tensor) -> State:
+        """The state of the samples ``index`` (resampling): every register is gathered along the batch axis."""
+
+        def pick(value: torch.Tensor) -> torch.Tensor:
+            return value.index_select(0, index)
+
+        same = self.base is self.input
+        picked = pick(self.input)
+        return State(
+            self.index,
+            picked,
+            picked if same else pick(self.base),
+            tuple(pick(m) for m in self.history),
+            None if self.pin is None else pick(self.pin),
+            None if self.noise is None else pick(self.noise),
+        )
+
+
+def programs(plan: Plan, prediction: str) -> tuple[Program, ...]:
+    """The compiled rows of ``plan`` for a prediction type; kept on the plan."""
+    cache: dict[str, tuple[Program, ...]] = plan.__dict__.setdefault("_programs", {})
+    if prediction not in cache:
+        made = []
+        for i, row in enumerate(plan.rows):
+            later = any(other.depth > j + 1 for j, other in enumerate(plan.rows[i + 1 :]))
+            made.append(_compile(row, plan.conversion(i, prediction), keeps_m=later))
+        cache[prediction] = tuple(made)
+    return cache[prediction]
+
+
+def _compile(row: Row, convert: tuple[float, float], keeps_m: bool) -> Program:
+    def terms(mix: Mix) -> Terms:
+        return tuple(mix.terms())
+
+    correct = None if row.correct is None else terms(row.correct)
+    advance = terms(row.advance)
+    rewrite = None if row.rewrite is None else terms(Mix(m=row.rewrite))
+    return Program(row.level, convert, correct, rewrite, advance, row.keep_pin, row.uses_noise, keeps_m)
+
+
+def combine(terms: Terms, bank: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Σ coefficient·register. One term of coefficient 1 returns the register itself, which is never written to."""
+    if not terms:
+        return torch.zeros_like(bank["input"])
+    name, first = terms[0]
+    if len(terms) == 1 and first == 1.0:
+        return bank[name]
+    total = torch.mul(bank[name], first)
+    for name, weight in terms[1:]:
+        total.add_(bank[name], alpha=weight)
+    return total
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Samples are kept in float32 or float64 whatever the network's dtype is."""
+    return dtype if dtype in (torch.float32, torch.float64) else torch.float32
+
+
+def init(plan: Plan, x: torch.Tensor) -> State:
+    """State before the first row. ``x`` is alpha·x0 + sigma·epsilon at ``plan.first_level``, shape (batch, ...)."""
+    if not x.dtype.is_floating_point:
+        raise DiffsampError(f"x: has dtype {x.dtype}; must be a floating-point tensor")
+    start = x.to(working_dtype(x.dtype))
+    return State(0, start, start)
+
+
+def step(
+    plan: Plan,
+    state: State,
+    output: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    *,
+    prediction: str = "sample",
+    converted: bool = False,
+) -> State:
+    """Apply row ``state.index``.
+
+    Args:
+        output: the network's raw prediction at ``state.input``, of type ``prediction``.
+        noise: fresh unit noise; needed in rows that use it.
+        prediction: ``epsilon``, ``sample`` (x0), ``v_prediction``, ``flow_prediction`` or ``edm``.
+        converted: ``output`` is already in the plan's form.
+
+    Raises:
+        DiffsampError: the plan is at its end, or noise is missing.
+    """
+    if state.index >= len(plan.rows):
+        raise DiffsampError(f"state: the plan has {len(plan.rows)} rows and all are done")
+    program = programs(plan, prediction)[state.index]
+    x = state.input
+    raw = output if output.dtype == x.dtype else output.to(x.dtype)
+    p, q = (0.0, 1.0) if converted else program.convert
+    if p == 0.0:
+        m0 = raw if q == 1.0 else raw * q
+    else:
+        m0 = torch.mul(raw, q).add_(x, alpha=p)
+    history = (m0, *state.history[: plan.depth - 1])
+    bank: dict[str, torch.Tensor] = {"base": state.base, "input": x}
+    for j, m in enumerate(history):
+        bank[f"m{j}"] = m
+    pin = m0 if program.keep_pin else state.pin
+    if pin is not None:
+        bank["pin"] = pin
+    if state.noise is not None:
+        bank["old_noise"] = state.noise
+    fresh = None
+    if program.uses_noise:
+        if noise is None:
+            raise DiffsampError(f"noise: row {state.index} of {plan.solver or 'the plan'} draws noise and got none")
+        fresh = bank["noise"] = noise if noise.dtype == x.dtype else noise.to(x.dtype)
+    if program.correct is not None:
+        bank["base"] = combine(program.correct, bank)
+    if program.rewrite is not None:
+        bank["m0"] = combine(program.rewrite, bank)
+        history = (bank["m0"], *history[1:])
+    following = combine(program.advance, bank)
+    base = following if program.correct is None else bank["base"]
+    return State(state.index + 1, following, base, history if plan.depth > 1 else (), pin, fresh)
+
+
+def sample(
+    plan: Plan,
+    denoiser: Callable[..., Any],
+    x: torch.Tensor,
+    *,
+    prediction: str = "sample",
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    noise: Callable[[int], torch.Tensor] | None = None,
+    guidance: Any = None,
+    corrector: Any = None,
+    callback: Callable[[int, State], None] | None = None,
+    check_finite: bool = False,
+) -> torch.Tensor:
+    """Run a plan.
+
+    Args:
+        plan: from a solver, or :meth:`Plan.from_scheduler`.
+        denoiser: ``denoiser(x, level) -> prediction``; ``float(level)`` is the network's time. With ``guidance`` it
+            returns ``(conditional, unconditional, ...)``.
+        x: start, alpha·x0 + sigma·epsilon at ``plan.first_level``, shape (batch, ...); not changed.
+        prediction: type of the prediction (``sample`` is x0).
+        seeds: one per sample; the noise of step i then depends on (seed, i) alone.
+        generator: torch generator(s), in place of seeds.
+        noise: ``i -> unit noise`` in place of both.
+        guidance: a guidance of :mod:`diffsamp.guidance`, or a text such as ``"apg:7.5"``.
+        corrector: a corrector of :mod:`diffsamp.correctors`; the batch axis then holds its particles.
+        callback: called after each row with ``(row number, state)``.
+        check_finite: stop at the first prediction that is not finite (one host sync per step).
+
+    Returns:
+        the final sample, dtype of ``x``.
+    """
+    if corrector is not None:
+        return corrector.sample(
+            plan, denoiser, x, prediction=prediction, seeds=seeds, generator=generator, guidance=guidance,
+            callback=callback,
+        )  # fmt: skip
+    if isinstance(guidance, str):
+        from .guidance import parse
+
+        guidance = parse(guidance)
+    draw = noise if noise is not None else noise_source(plan, x, seeds, generator)
+    state = init(plan, x)
+    memory = None if guidance is None else guidance.init(x.shape[0], plan.nfe)
+    while state.index < len(plan.rows):
+        i = state.index
+        row = plan.rows[i]
+        output = denoiser(state.input if state.input.dtype == x.dtype else state.input.to(x.dtype), row.level)
+        kind = prediction
+        if guidance is not None:
+            output, memory = _guided(plan, guidance, memory, output, state, row, prediction)
+            kind = "sample"
+        if check_finite and not bool(torch.isfinite(output).all()):
+            bad = (~torch.isfinite(output.flatten(1)).all(1)).nonzero().flatten().tolist()
+            raise DiffsampError(
+                f"denoiser: prediction of sample {bad} at step {i} (sigma {row.level.sigma:.4g}) is not finite"
+            )
+        state = step(plan, state, output, draw(i) if row.uses_noise else None, prediction=kind)
+        if callback is not None:
+            callback(i, state)
+    return state.input.to(x.dtype)
+
+
+def _guided(
+    plan: Plan, guidance: Any, memory: Any, outputs: Any, state: State, row: Row, prediction: str
+) -> tuple[torch.Tensor, Any]:
+    if not isinstance(outputs, tuple | list) or len(outputs) < guidance.conditions:
+        raise DiffsampError(
+            f"denoiser: must return {guidance.conditions} predictions (conditional, unconditional, ...) with guidance"
+        )
+    p, q = plan.process.x0_coefficients(row.level, prediction)
+    x = state.input
+    x0 = [torch.mul(o.to(x.dtype), q).add_(x, alpha=p) if p else o.to(x.dtype) * q for o in outputs]
+    return guidance(memory, x0[0], x0[1], x, row.level, *x0[2:])
+
+
+def noise_source(
+    plan: Plan,
+    x: torch.Tensor,
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> Callable[[int], torch.Tensor]:
+    """``i -> unit noise`` of the shape of ``x``; without seeds and generator, seeds come from torch's global one."""
+    shape, dtype = x.shape[1:], working_dtype(x.dtype)
+    if seeds is not None and len(seeds) != x.shape[0]:
+        raise DiffsampError(f"seeds: got {len(seeds)} for a batch of {x.shape[0]}; needs one per sample")
+    if seeds is None and generator is None and plan.stochastic:
+        seeds = torch.randint(0, 2**62, (x.shape[0],)).tolist()
+    if seeds is not None:
+        fixed = tuple(int(s) for s in seeds)
+        return lambda i: rng.normal(fixed, shape, i, x.device, dtype)
+    if isinstance(generator, torch.Generator):
+        one = generator
+        return lambda i: torch.randn(x.shape, generator=one, device=one.device, dtype=dtype).to(x.device)
+    if generator is not None and len(generator) != x.shape[0]:
+        raise DiffsampError(f"generator: got {len(generator)} for a batch of {x.shape[0]}; needs one per sample")
+    many = list(generator or [])
+    return lambda i: torch.stack(
+        [torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(x.device) for g in many]
+    )
