@@ -14,7 +14,6 @@ change.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from ..guidance import AutoGuidance, Guidance, Interval, parse
 from ..guidance.base import GuidanceState
 from .cfg_form import DENOISERS, CFGForm, cfg_form
 from .current_level import Here, LevelReader
+from .skip_layers import skipping
 from .x0_space import denoiser_input, denoiser_timestep, guided_prediction, noisy_part
 
 _ATTRIBUTE = "_diffsamp_guidance"
@@ -140,7 +140,8 @@ class GuidanceHook:
             self._like = signature
         assert self._reader is not None
         here = self._reader.here(timestep)
-        if not begun and isinstance(here.key, int) and self._reader.sigmas is not None and here.key < self._key:
+        counted = isinstance(here.key, int) and isinstance(self._key, int) and self._reader.sigmas is not None
+        if not begun and counted and here.key < self._key:
             self._forget(scheduler.timesteps)  # went back: another run on the same schedule
             return self._place(timestep, like, batch)
         return here, begun
@@ -262,7 +263,7 @@ class GuidanceHook:
         try:
             if method.weak is not None:
                 return _tensor_of(method.weak(*args, **kwargs))
-            with _skipping(module, method.skip_layers):
+            with skipping(module, method.skip_layers):
                 return _tensor_of(module(*args, **kwargs))
         finally:
             self._inside = False
@@ -313,23 +314,3 @@ def _cut(tree: Any, batch: int, half: slice) -> Any:
     if isinstance(tree, list | tuple):
         return type(tree)(_cut(value, batch, half) for value in tree)
     return tree
-
-
-@contextmanager
-def _skipping(module: torch.nn.Module, layers: tuple[int, ...]):
-    """The transformer blocks ``layers`` of a diffusers model left out."""
-    from diffusers.hooks import HookRegistry, LayerSkipConfig
-    from diffusers.hooks.layer_skip import _apply_layer_skip_hook
-
-    hook = "diffsamp_weak"
-    try:
-        _apply_layer_skip_hook(module, LayerSkipConfig(list(layers), fqn="auto", dropout=1.0), name=hook)
-    except ValueError:
-        raise DiffsampError(
-            f"skip_layers: got {layers}; {type(module).__name__} has no such transformer blocks. Give a weak model, "
-            "as in AutoGuidance(2.0, weak=model)"
-        ) from None
-    try:
-        yield
-    finally:
-        HookRegistry.check_if_exists_or_initialize(module).remove_hook(hook, recurse=True)

@@ -137,6 +137,7 @@ class APGGuider(_X0Guider):
     @register_to_config
     def __init__(
         self,
+        *,  # diffusers' guider.new() forgets what was given by position
         guidance_scale: float = 7.5,
         eta: float = 0.0,
         norm: float = 0.0,
@@ -165,6 +166,7 @@ class MethodGuider(_X0Guider):
     @register_to_config
     def __init__(
         self,
+        *,
         guidance: str = "apg:7.5",
         start: float = 0.0,
         stop: float = 1.0,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 
 import torch
-from diffsamp.process import Level
 from sklearn.datasets import load_digits
+
+from diffsamp.process import Level
 
 # Noise-to-signal ratios of 20 steps, even in log-SNR.
 RATIOS = torch.exp(torch.linspace(torch.tensor(80.0).log(), torch.tensor(0.02).log(), 20, dtype=torch.float64)).tolist()

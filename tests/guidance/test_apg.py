@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+
 from diffsamp.guidance import APG, CFG, GuidanceState, apg, cfg
 from diffsamp.process import Process
-from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 SHAPES = {"3-D": (3, 10, 6), "4-D": (3, 4, 8, 8), "5-D": (3, 4, 3, 6, 6)}
 VP = Process.vp(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from diffsamp.errors import DiffsampError
 from diffsamp.guidance import (
     APG,
@@ -158,8 +159,9 @@ BAD = [
     ("apg:5,colour=1", "colour"), ("apg:5,eta", "not key=value"), ("apg:5,eta=0,eta=1", "eta: given twice"),
     ("agp:5", "did you mean 'apg'"), ("what", "is not known"), ("interval:5", "no interval"),
     ("cfg:5,start=0.8,stop=0.2", "start, stop"), ("cfg:5,sigma_min=3,sigma_max=1", "sigma_min, sigma_max"),
-    ("cfg-rescale:5,rescale=2", "rescale"), ("cfg-rescale:5,space=rgb", "space"), ("cfg-zero:5,zero_steps=-1", "zero_steps"),
-    ("fdg:5,levels=1", "levels"), ("fdg:5,low_scale=0", "low_scale"), ("perp-neg:5,negative_scale=-1", "negative_scale"),
+    ("cfg-rescale:5,rescale=2", "rescale"), ("cfg-rescale:5,space=rgb", "space"),
+    ("cfg-zero:5,zero_steps=-1", "zero_steps"), ("fdg:5,levels=1", "levels"), ("fdg:5,low_scale=0", "low_scale"),
+    ("perp-neg:5,negative_scale=-1", "negative_scale"),
     ("autoguidance:2,skip_layers=a", "skip_layers"), ("autoguidance:2,weak=net", "weak"),
 ]  # fmt: skip
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 
 import pytest
-from diffsamp.guidance import APG, CFG
 from digits_toy import run
+
+from diffsamp.guidance import APG, CFG
 
 
 def rms(x):

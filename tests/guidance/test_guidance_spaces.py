@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from digits_toy import levels, mixture
+
 from diffsamp.adapters.current_level import Here
 from diffsamp.adapters.x0_space import guided_prediction
 from diffsamp.guidance import APG, CFGZeroStar, RescaledCFG, rescale
 from diffsamp.guidance.space import SPACES, from_x0, to_x0
 from diffsamp.process import Level, Process
-from digits_toy import levels, mixture
 
 VP, FLOW = Process.vp_continuous(), Process.flow()
 
@@ -51,7 +52,9 @@ def test_where_x0_is_not_determined_or_sigma_is_tiny_plain_cfg_is_used():
         assert torch.equal(out, u + 5.0 * (c - u)) and state.step == 1
 
 
-@pytest.mark.parametrize("level", [Level(0, 0.6, 0.8), Level(0, 0.3, 0.7), Level(0, 1.0, 5.0)], ids=["vp", "flow", "ve"])
+@pytest.mark.parametrize(
+    "level", [Level(0, 0.6, 0.8), Level(0, 0.3, 0.7), Level(0, 1.0, 5.0)], ids=["vp", "flow", "ve"]
+)
 @pytest.mark.parametrize("space", SPACES)
 def test_the_way_to_a_space_and_back_is_the_identity(level, space):
     x0, x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
