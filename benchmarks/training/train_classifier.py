@@ -21,7 +21,7 @@ from fashion_data import load_split
 from safetensors.torch import save_file
 from torch import nn
 
-from diffsamp.models.classifier import FashionClassifier
+from diffsamp.models.fashion_cnn import FashionClassifier
 
 
 class WithBatchNorm(nn.Module):
@@ -62,9 +62,8 @@ def shifted(pictures: torch.Tensor, generator: np.random.Generator, reach: int =
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    return float(
-        np.mean([(model(images[i : i + 500]).argmax(1) == labels[i : i + 500]).float().mean() for i in range(0, len(images), 500)])
-    )
+    right = [model(part).argmax(1) == truth for part, truth in zip(images.split(500), labels.split(500), strict=True)]
+    return float(torch.cat(right).float().mean())
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffsamp.models.registry import FASHION_CLASSES, classifier, config, fingerprint, load, names, reference
 
 if TYPE_CHECKING:
-    from diffsamp.models.classifier import FashionClassifier
+    from diffsamp.models.fashion_cnn import FashionClassifier
     from diffsamp.models.pipeline import ClassConditionalPipeline
 
 __all__ = [
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return ClassConditionalPipeline
     if name == "FashionClassifier":
-        from diffsamp.models.classifier import FashionClassifier
+        from diffsamp.models.fashion_cnn import FashionClassifier
 
         return FashionClassifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -152,8 +152,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
             latents: unit noise [pictures, channels, height, width] to start from instead.
             timesteps, sigmas: the scheduler's grid, for schedulers that take one.
             eta: passed to the scheduler's step where that takes it (DDIM).
-            output_type: "pil", "np" [n, height, width, channels] in [0, 1], "pt" [n, channels, height, width] in [0, 1],
-                or "latent": the sample as it is, nominally in [-1, 1].
+            output_type: "pil"; "np" [n, height, width, channels] in [0, 1]; "pt" [n, channels, height, width] in
+                [0, 1]; or "latent": the sample as it is, nominally in [-1, 1].
             return_dict: False returns a tuple.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": tensor}); the dictionary that it
                 returns may hold replaced latents.

@@ -37,7 +37,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def fingerprint(name: str) -> str:
-    """The sha256 of an embedded model's weights file, as hexadecimal digits; artifacts made with it should record it."""
+    """The sha256 of an embedded model's weights file, in hexadecimal; artifacts made with it should record it."""
     return config(name)["sha256"]
 
 
@@ -65,7 +65,7 @@ def reference() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _classifier(facts: dict[str, Any], dtype: torch.dtype) -> Any:
-    from diffsamp.models.classifier import FashionClassifier
+    from diffsamp.models.fashion_cnn import FashionClassifier
 
     return fill(FashionClassifier, read_tensors(facts), dtype)
 

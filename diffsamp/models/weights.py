@@ -26,7 +26,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def read_bytes(config: dict[str, Any]) -> bytes:
-    """The weights file of a config, whole, after its sha256 was checked; DiffsampError if it is not what was shipped."""
+    """The weights file of a config, whole, with its sha256 checked; DiffsampError if it is not what was shipped."""
     path = FOLDER / config["weights"]
     try:
         content = path.read_bytes()
