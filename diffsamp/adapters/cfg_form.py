@@ -52,7 +52,7 @@ def cfg_form(kind: type) -> CFGForm:
     except (OSError, TypeError, SyntaxError):
         raise DiffsampError(f"guidance: the source of {name}.__call__ cannot be read, so its CFG is unknown") from None
     if "self.guider" in source:
-        raise DiffsampError(f"guidance: {name} takes a guider; set pipe.guider = diffsamp.APGGuider(...) instead")
+        raise DiffsampError(f"guidance: {name} takes a guider; set pipe.guider = diffsamp.APGGuidance(...) instead")
     refuse = functools.partial(_refuse, name)
     sums = _guided_sums(tree)
     if not sums:

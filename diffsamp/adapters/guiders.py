@@ -3,7 +3,7 @@
 A guider of diffusers is given predictions only. These also look at what the denoiser is called with (by a hook that
 lives for the one call) and at the scheduler they are bound to, and so know the noise level:
 
-    guider = diffsamp.APGGuider(guidance_scale=7.5, norm=15.0).bind(pipe)
+    guider = diffsamp.APGGuidance(guidance_scale=7.5, norm=15.0).bind(pipe)
     pipe.update_components(guider=guider)          # or diffsamp.use(pipe, guidance="apg:7.5,norm=15")
 
 save_pretrained of a modular pipeline does not save its guider; guider.save_pretrained does.
@@ -120,7 +120,7 @@ class _X0Guider(BaseGuidance):
         return 2 if first <= self._step < last else 1
 
 
-class APGGuider(_X0Guider):
+class APGGuidance(_X0Guider):
     """Adaptive projected guidance on x0, with the paper's settings (eta 0, reverse momentum).
 
     Args:
@@ -155,12 +155,12 @@ class APGGuider(_X0Guider):
         self._reset()
 
 
-class MethodGuider(_X0Guider):
+class MethodGuidance(_X0Guider):
     """Any two-prediction method by its written form, so that it can be saved as a configuration.
 
     Args:
         guidance: as ``"cfg-rescale:7.5,rescale=0.7"``; the scale must be in it.
-        start, stop, enabled, negated: as in :class:`APGGuider`.
+        start, stop, enabled, negated: as in :class:`APGGuidance`.
     """
 
     @register_to_config
@@ -185,6 +185,6 @@ class MethodGuider(_X0Guider):
         self._reset()
 
 
-for _class in (APGGuider, MethodGuider):
+for _class in (APGGuidance, MethodGuidance):
     # Under this name a saved configuration can be found again after `import diffsamp`.
     _class.__module__ = "diffsamp"

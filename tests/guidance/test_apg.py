@@ -79,6 +79,19 @@ def test_eta_zero_moves_at_right_angles_to_the_conditional_prediction(shape, nor
     assert inner(out - c, c).abs().max() <= 1e-10
 
 
+@pytest.mark.parametrize("size", [(4, 128, 128), (4, 64, 64), (3, 61, 67)])
+def test_inner_products_of_float32_are_as_good_as_float64(size):
+    """Beyond the rounding of the result: the parallel part left over is 1e-8 of the norms."""
+    from diffsamp.guidance.apg import _inner_products
+
+    c, u = pair((2, *size), torch.float32)
+    c, m = c + 3.0, c - u  # a mean, so that the sum of products grows
+    norms = (inner(m, m) * inner(c, c)).sqrt()
+    for got, expected in zip(_inner_products(m, c), (inner(m, m), inner(m, c), inner(c, c)), strict=True):
+        assert got.dtype == torch.float64
+        assert ((got - expected).abs() / torch.maximum(expected.abs(), norms)).max() <= 1e-7
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_finite_and_nearly_orthogonal(dtype):
     c, u = pair((2, 4, 32, 32), dtype)

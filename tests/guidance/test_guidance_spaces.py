@@ -104,3 +104,31 @@ def test_zero_star_equals_diffusers_on_velocities_and_starts_at_rest():
         x0, state = method(state, x - 0.7 * v_cond, x - 0.7 * v_uncond, x, level)
         assert torch.allclose((x - x0) / 0.7, expected, rtol=1e-5, atol=1e-5)
         assert (expected == 0).all() if step == 0 else (expected != 0).all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_guided_step_equals_sampling_with_guidance(prediction):
+    """The step used one at a time, against the engine's loop."""
+    import diffsamp
+    from diffsamp import engine
+    from diffsamp.guidance.step import guided_step
+
+    process = Process.vp()
+    grid = diffsamp.grid("logsnr", process, 6, sigma_min=0.05, sigma_max=20.0)
+    plan = diffsamp.solver("unipc", order=2)(process, grid)
+    start = torch.randn(20, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    labels, method = torch.arange(20) % 10, APG(5.0, norm=2.5, momentum=-0.5)
+
+    def denoiser(x, level):
+        p, q = process.x0_coefficients(level, prediction)
+        return tuple((x0 - p * x) / q for x0 in mixture().predict(x, level, labels))
+
+    expected = diffsamp.sample(plan, denoiser, start, prediction=prediction, guidance=method)
+    state, memory = engine.init(plan, start), method.init(20, plan.nfe)
+    for row in plan.rows:
+        cond, uncond = denoiser(state.input, row.level)
+        state, memory = guided_step(plan, state, method, memory, cond, uncond, prediction=prediction)
+    assert (state.input - expected).norm() <= 1e-12 * expected.norm()
+    assert memory.step == 6 and (state.input - start).norm() > 1.0
+    text = diffsamp.sample(plan, denoiser, start, prediction=prediction, guidance="apg:5,norm=2.5,momentum=-0.5")
+    assert torch.equal(text, expected)

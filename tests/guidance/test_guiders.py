@@ -10,7 +10,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffus
 from guided_pipelines import VP_CONFIG, build, noise, run
 
 from diffsamp.adapters.guidance_hook import attach
-from diffsamp.adapters.guiders import APGGuider, MethodGuider
+from diffsamp.adapters.guiders import APGGuidance, MethodGuidance
 from diffsamp.adapters.kdiffusion_guidance import DenoisedGuidance, GuidedDenoiser, comfy_cfg_function
 from diffsamp.errors import DiffsampError
 from diffsamp.guidance import APG, CFG, apg
@@ -57,13 +57,13 @@ def test_guider_with_plain_settings_equals_diffusers_cfg_guider(scheduler):
     pipe, call = build("sdxl")
     pipe.scheduler = scheduler(**VP_CONFIG)
     expected = modular(pipe, call, ClassifierFreeGuidance(5.0))
-    assert relative(modular(pipe, call, APGGuider(guidance_scale=5.0, eta=1.0, momentum=0.0)), expected) <= 1e-5
-    assert torch.equal(modular(pipe, call, MethodGuider(guidance="cfg:5")), expected)
+    assert relative(modular(pipe, call, APGGuidance(guidance_scale=5.0, eta=1.0, momentum=0.0)), expected) <= 1e-5
+    assert torch.equal(modular(pipe, call, MethodGuidance(guidance="cfg:5")), expected)
 
 
 def test_guider_equals_the_hook_on_the_classic_pipeline_run_after_run():
     pipe, call = build("sdxl")
-    guider = APGGuider(guidance_scale=5.0, norm=3.0, momentum=-0.5)
+    guider = APGGuidance(guidance_scale=5.0, norm=3.0, momentum=-0.5)
     first = modular(pipe, call, guider)
     assert torch.equal(modular(pipe, call, guider), first)
     assert not pipe.unet._forward_pre_hooks
@@ -75,17 +75,16 @@ def test_guider_makes_one_call_where_it_does_not_act():
     pipe, call = build("sdxl")
     counted = []
     handle = pipe.unet.register_forward_hook(lambda *_: counted.append(1))
-    modular(pipe, call, APGGuider(guidance_scale=5.0, start=0.25, stop=0.75))
+    modular(pipe, call, APGGuidance(guidance_scale=5.0, start=0.25, stop=0.75))
     assert len(counted) == 4 + 2
     conditional = modular(pipe, call, ClassifierFreeGuidance(1.0))
-    assert torch.equal(modular(pipe, call, APGGuider(guidance_scale=1.0)), conditional)
-    assert torch.equal(modular(pipe, call, APGGuider(guidance_scale=5.0, enabled=False)), conditional)
+    assert torch.equal(modular(pipe, call, APGGuidance(guidance_scale=1.0)), conditional)
+    assert torch.equal(modular(pipe, call, APGGuidance(guidance_scale=5.0, enabled=False)), conditional)
     handle.remove()
 
 
 def test_guider_configuration_is_saved_and_found_again(tmp_path):
-    projected, rescaled = APGGuider(guidance_scale=4.0, norm=2.5), MethodGuider(guidance="cfg-rescale:5,rescale=0.5")
-    for guider in (projected, rescaled):
+    for guider in (APGGuidance(guidance_scale=4.0, norm=2.5), MethodGuidance(guidance="cfg-rescale:5,rescale=0.5")):
         guider.save_pretrained(tmp_path / type(guider).__name__)
         again = type(guider).from_pretrained(tmp_path / type(guider).__name__)
         assert again.guidance == guider.guidance
@@ -96,16 +95,16 @@ def test_guider_configuration_is_saved_and_found_again(tmp_path):
 
 def test_guider_refuses_what_it_cannot_do():
     with pytest.raises(DiffsampError, match="call guider.bind"):
-        APGGuider(guidance_scale=5.0).set_state(0, 4, torch.tensor(999))
+        APGGuidance(guidance_scale=5.0).set_state(0, 4, torch.tensor(999))
     with pytest.raises(DiffsampError, match="owner"):
-        APGGuider(guidance_scale=5.0).bind(3)
+        APGGuidance(guidance_scale=5.0).bind(3)
     with pytest.raises(DiffsampError, match="has no scale"):
-        MethodGuider(guidance="apg")
+        MethodGuidance(guidance="apg")
     for text in ("perp-neg:5", "autoguidance:2,skip_layers=1"):
         with pytest.raises(DiffsampError, match="needs more than"):
-            MethodGuider(guidance=text)
+            MethodGuidance(guidance=text)
     with pytest.raises(DiffsampError, match="guidance_scale"):
-        APGGuider(guidance_scale=0.5)
+        APGGuidance(guidance_scale=0.5)
 
 
 # -- k-diffusion and ComfyUI ------------------------------------------------------------------------------------------
