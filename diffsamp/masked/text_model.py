@@ -7,10 +7,12 @@ keys, tied embeddings, and the SUBS convention: the column of the mask token is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffsamp.errors import DiffsampError
+
+TEXT_MODELS = ("kjv",)
 
 
 @dataclass(frozen=True)
@@ -123,3 +127,100 @@ class MaskedTransformer(nn.Module):
         if positions is not None:
             hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return self.head(hidden)
+
+
+class TextModel:
+    """The embedded text model: network, tokenizer and the calls that make text of them.
+
+    A denoiser itself: `model(x, t, positions=None)` with `-1` as padding. Weights, tokenizer and card are in
+    `diffsamp/models/`.
+    """
+
+    def __init__(self, network: MaskedTransformer, tokenizer: Any, facts: dict[str, Any] | None = None) -> None:
+        self.network = network.eval()
+        self.tokenizer = tokenizer
+        self.facts = facts or {}
+        self.mask_id = network.config.mask_id
+        self.max_length = network.config.max_length
+        self.vocab_size = network.config.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.embedding.weight.device
+
+    def to(self, device: str | torch.device) -> TextModel:
+        """Move the weights."""
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        pad = x < 0
+        attend = ~pad if bool(pad.any()) else None
+        return self.network(x.clamp_min(0), positions=positions, attention_mask=attend)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids; the text may not name the mask token."""
+        if "[MASK]" in text:
+            raise DiffsampError("prompt holds the mask token [MASK]; use --infill with ___ for a hole")
+        return self.tokenizer.encode(text).ids
+
+    def decode(self, ids: Sequence[int], hole: str = "_") -> str:
+        """Text of token ids, with `hole` for each masked position."""
+        parts, run = [], []
+        for i in ids:
+            if i == self.mask_id:
+                parts += [self.tokenizer.decode(run), hole]
+                run = []
+            elif i >= 0:
+                run.append(i)
+        return "".join([*parts, self.tokenizer.decode(run)])
+
+    def prompt(self, text: str = "", length: int | None = None) -> Tensor:
+        """Int64 (1, L): a prompt followed by masks, L = `length` or all that the model takes."""
+        ids = self.encode(text)
+        length = self.max_length if length is None else length
+        if not 1 <= length <= self.max_length:
+            raise DiffsampError(f"length={length} must be between 1 and the model's {self.max_length} tokens")
+        if len(ids) > length:
+            raise DiffsampError(f"prompt has {len(ids)} tokens; it must fit into {length} (the model takes "
+                                f"{self.max_length})")
+        return torch.tensor([ids + [self.mask_id] * (length - len(ids))], dtype=torch.int64)
+
+    def holes(self, text: str, default: int = 8) -> Tensor:
+        """Int64 (1, L): text in which `___` is a hole of `default` tokens and `___N` one of N."""
+        ids: list[int] = []
+        for i, part in enumerate(re.split(r"(___\d*)", text)):
+            ids += self.encode(part) if i % 2 == 0 else [self.mask_id] * (int(part[3:]) if len(part) > 3 else default)
+        if self.mask_id not in ids:
+            raise DiffsampError(f"infill={text!r:.60} has no hole; write ___ for one of {default} tokens, or ___N")
+        if len(ids) > self.max_length:
+            raise DiffsampError(f"infill has {len(ids)} tokens; the model takes at most {self.max_length}")
+        return torch.tensor([ids], dtype=torch.int64)
+
+
+def load_text_model(name: str = "kjv", *, device: str | torch.device = "cpu", folder: Path | None = None) -> TextModel:
+    """The embedded text model by name, read from files inside the package; float32 on `device`.
+
+    Raises:
+        DiffsampError: no such model, or a file that is missing or not the one that was shipped.
+    """
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+
+    folder = folder or Path(__file__).parents[1] / "models"
+    if name not in TEXT_MODELS:
+        raise DiffsampError(f"model={name!r} is not an embedded text model; accepted: {', '.join(TEXT_MODELS)}")
+    try:
+        facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        content = (folder / f"{name}.safetensors").read_bytes()
+        tokenizer = Tokenizer.from_str((folder / f"{name}.tokenizer.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiffsampError(f"text model {name!r}: {error.filename} cannot be read; reinstall diffsamp") from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != facts["sha256"]:
+        raise DiffsampError(f"text model {name!r}: the weights have sha256 {found[:12]}, expected {facts['sha256'][:12]}")
+    network = MaskedTransformer(TextModelConfig(**facts["network"]))
+    network.load_state_dict({key: value.float() for key, value in load(content).items()})
+    return TextModel(network, tokenizer, facts).to(device)

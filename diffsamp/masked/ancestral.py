@@ -1,0 +1,59 @@
+"""Ancestral sampling as many codes do it: a race over every class and the mask, at every position, in every step.
+
+This is the baseline of the benchmarks and the test that the bias of float32 races is real; use `CountFirst`, which has
+the same law at any precision. With `precision="fp32"` the race multiplies every token's probability by d = 1 - m(s)/m(t)
+and loses what then falls below 2^-24: a lower temperature, and positions of high entropy that unmask too rarely
+(Zheng et al. 2024, arXiv:2409.02908, section 5, table 2).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffsamp.errors import DiffsampError
+from diffsamp.masked.denoisers import Denoiser, call
+from diffsamp.masked.schedules import MaskSchedule, schedule
+
+
+def mixed_race(logits: Tensor, reveal: float, precision: str, generator: torch.Generator | None = None) -> Tensor:
+    """One step of the race for logits (R, V): a class, or V for "stays masked"; int64 (R,)."""
+    dtype = {"fp32": torch.float32, "fp64": torch.float64}[precision]
+    p = logits.to(dtype).softmax(-1).mul_(reveal)
+    p = torch.cat([p, p.new_full((p.shape[0], 1), 1 - reveal)], -1)
+    noise = torch.rand(p.shape, generator=generator, dtype=dtype, device=p.device)
+    return p.div_(noise.log_().neg_()).argmax(-1)
+
+
+def ancestral(denoiser: Denoiser, x: Tensor, *, mask_id: int, steps: int, precision: str = "fp64",
+              cached: bool = True, schedule_name: str | MaskSchedule = "linear",
+              generator: torch.Generator | None = None) -> tuple[Tensor, int]:
+    """Tokens (B, L) and the number of network calls.
+
+    All positions are drawn in every step, as in the published loops. `cached` reuses the prediction while x stands
+    still, which needs a network that does not look at the time. The last step reveals what is left.
+    """
+    if precision not in ("fp32", "fp64"):
+        raise DiffsampError(f"precision={precision!r} is not known; accepted: fp32, fp64")
+    curve = schedule(schedule_name)
+    times = np.linspace(1.0, 0.0, steps + 1)
+    m = curve.m(times)
+    x, logits, calls = x.clone(), None, 0
+    rows = torch.arange(x.shape[0], device=x.device)
+    for i in range(steps):
+        masked = x == mask_id
+        if not bool(masked.any()):
+            break
+        if logits is None or not cached:
+            logits = call(denoiser, x, torch.full((x.shape[0],), times[i], dtype=torch.float64), None, rows).clone()
+            if 0 <= mask_id < logits.shape[-1]:
+                logits[..., mask_id] = -torch.inf
+            calls += 1
+        reveal = 1.0 if i == steps - 1 else float(1 - m[i + 1] / m[i])
+        tokens = mixed_race(logits.flatten(0, 1), reveal, precision, generator).view(x.shape)
+        new = masked & (tokens < logits.shape[-1])
+        if bool(new.any()):
+            x = torch.where(new, tokens, x)
+            logits = None
+    return x, calls

@@ -1,0 +1,126 @@
+"""Networks as denoisers: `denoiser(x, t, positions=None, rows=None) -> logits`.
+
+x is int64 (A, L) with mask ids, t float64 (A,) in [0, 1]. Without `positions` the logits are (A, L, V); with
+`positions`, int64 (A, K), they are (A, K, V), the head being applied there only. `rows`, int64 (A,), says which rows
+of the batch are in this call. A plain callable may take any subset of the last two arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffsamp.errors import DiffsampError
+
+Denoiser = Callable[..., Tensor]
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a callable takes the keyword `name`."""
+    target = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def call(denoiser: Denoiser, x: Tensor, t: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor:
+    """Logits at `positions` (A, K, V), or everywhere if that is None, from any form of denoiser; shape checked."""
+    extra: dict[str, Any] = {"rows": rows} if accepts(denoiser, "rows") else {}
+    only = positions is not None and accepts(denoiser, "positions")
+    if only:
+        extra["positions"] = positions
+    logits = denoiser(x, t, **extra)
+    expected = positions.shape if only else x.shape
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != expected:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DiffsampError(f"logits: the denoiser gave {found}; ({expected[0]}, {expected[1]}, V) is needed")
+    if positions is not None and not only:
+        logits = logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
+    return logits
+
+
+class MaskedLM:
+    """A Hugging Face masked language model, called as `model(input_ids).logits`, as a denoiser.
+
+    Args:
+        model: the network (MDLM, LLaDA, Dream, DiffuCoder, any `*ForMaskedLM`), or one that returns the logits itself.
+        shift: the logits of position i predict token i + 1 (Dream, DiffuCoder); they are moved right by one.
+        pad_id: positions that hold it are hidden from attention. It need not be a token of the model.
+        time_argument: keyword under which the model takes the time, e.g. "timesteps" of MDLM; None for a time-free one.
+        vocab_size: expected width of the logits; None accepts any.
+    """
+
+    def __init__(self, model: Any, *, shift: bool = False, pad_id: int | None = None,
+                 time_argument: str | None = None, vocab_size: int | None = None) -> None:
+        self.model = model
+        self.shift = shift
+        self.pad_id = pad_id
+        self.time_argument = time_argument
+        self.vocab_size = vocab_size
+        self._native_positions = accepts(model, "positions")
+        self._keeps_rows = accepts(model, "logits_to_keep") and "logits_to_keep" in inspect.signature(
+            model.forward if isinstance(model, torch.nn.Module) else model).parameters
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, t: Tensor, positions: Tensor | None = None) -> Tensor:
+        inputs: dict[str, Any] = {}
+        if self.pad_id is not None:
+            inputs["attention_mask"] = (x != self.pad_id).long()
+            x = x.masked_fill(x == self.pad_id, 0) if self.pad_id < 0 else x
+        if self.time_argument is not None:
+            inputs[self.time_argument] = t.to(torch.float32)
+        # Where position i is predicted by row i - 1, row 0 stands for itself.
+        wanted = positions if positions is None or not self.shift else (positions - 1).clamp_min(0)
+        if wanted is not None and self._native_positions:
+            return self._checked(self.model(x, positions=wanted, **inputs))
+        if wanted is not None and self._keeps_rows and bool((wanted == wanted[:1]).all()):
+            return self._checked(self.model(x, logits_to_keep=wanted[0], **inputs))
+        logits = self._checked(self.model(x, **inputs))
+        if wanted is not None:
+            return logits.gather(1, wanted[..., None].expand(-1, -1, logits.shape[-1]))
+        return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if self.shift else logits
+
+    def _checked(self, output: Any) -> Tensor:
+        logits = output if isinstance(output, Tensor) else output.logits
+        if self.vocab_size is not None and logits.shape[-1] != self.vocab_size:
+            raise DiffsampError(f"logits are {logits.shape[-1]} wide; the tokenizer has {self.vocab_size} tokens")
+        return logits
+
+
+class ClassifierFreeGuidance:
+    """log p = (1 - g) log p_u + g log p_c, renormalised: guidance on tokens that leaves the rate of unmasking alone.
+
+    Args:
+        denoiser: the conditional one.
+        scale: g; 1 is the conditional network itself, untouched and without a second call. LLaDA's cfg_scale s is
+            g = s + 1, and Amused's guidance_scale is g.
+        unconditional: another denoiser; None calls the same one with the prompt masked.
+        prompt: bool (B, L), the positions to mask for it, and `mask_id`, the token to put there.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, *, unconditional: Denoiser | None = None,
+                 prompt: Tensor | None = None, mask_id: int | None = None) -> None:
+        if unconditional is None and (prompt is None or mask_id is None):
+            raise DiffsampError("guidance needs `unconditional`, or `prompt` and `mask_id` to mask the prompt with")
+        self.denoiser, self.scale, self.unconditional = denoiser, float(scale), unconditional
+        self.prompt, self.mask_id = prompt, mask_id
+
+    def __call__(self, x: Tensor, t: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        rows = torch.arange(x.shape[0], device=x.device) if rows is None else rows
+        conditional = call(self.denoiser, x, t, positions, rows)
+        if self.scale == 1.0:
+            return conditional
+        if self.unconditional is not None:
+            other = call(self.unconditional, x, t, positions, rows)
+        else:
+            assert self.prompt is not None and self.mask_id is not None
+            other = call(self.denoiser, x.masked_fill(self.prompt.to(x.device)[rows], self.mask_id), t, positions, rows)
+        c, u = (logits.log_softmax(-1, dtype=torch.float32) for logits in (conditional, other))
+        guided = torch.where(c == -torch.inf, c, u + self.scale * (c - u))  # a class the model excludes stays out
+        return guided.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).log_softmax(-1)
