@@ -34,5 +34,6 @@ def check_same_width(a: np.ndarray, b: np.ndarray) -> None:
     """Raises DiffsampError when two feature sets have different numbers of columns."""
     if a.shape[-1] != b.shape[-1]:
         raise DiffsampError(
-            f"features have {a.shape[-1]} columns and the reference has {b.shape[-1]}; both must come from one extractor"
+            f"features have {a.shape[-1]} columns and the reference has {b.shape[-1]}; both must come from one "
+            "extractor"
         )

@@ -5,7 +5,8 @@ inception-fid          the Inception of FID, from a local weights file
 torchvision:NAME       a torchvision network, weights from --feature-weights
 timm:NAME              a timm network, weights from --feature-weights
 hf:FOLDER              a transformers vision model in a local folder (DINOv2, CLIP)
-MODULE:ATTRIBUTE       your own: a callable from uint8 [n, c, h, w] to features [n, d], or a class or function that makes one
+MODULE:ATTRIBUTE       your own: a callable from uint8 [n, c, h, w] to features [n, d], or a class or function that
+makes one
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def extractor(
     feature_weights: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Extractor:
-    """An extractor by name; see the head of this module. Raises DiffsampError for an unknown name or missing weights."""
+    """An extractor by name; see this module's head. Raises DiffsampError for an unknown name or missing weights."""
     check_resize(resize)
     if name == "fashion-cnn":
         return _fashion(device)

@@ -2,9 +2,9 @@
 
     FD = |mean_a - mean_b|^2 + tr A + tr B - 2 tr (A B)^(1/2)
 
-With A = F F^T and B = G G^T from their eigenvectors, tr (A B)^(1/2) is the sum of the singular values of F^T G. No square
-root of a product is ever taken, so nothing complex arises, and a rank-deficient covariance costs no accuracy: the
-eigenvalues that are zero but for rounding are dropped before their square root makes 1e-8 out of 1e-16.
+With A = F F^T and B = G G^T from their eigenvectors, tr (A B)^(1/2) is the sum of the singular values of F^T G. No
+square root of a product is ever taken, so nothing complex arises, and a rank-deficient covariance costs no accuracy:
+the eigenvalues that are zero but for rounding are dropped before their square root makes 1e-8 out of 1e-16.
 
 Source: Dowson and Landau 1982; Heusel et al. 2017, arXiv:1706.08500, equation 6. The bias in n: Chong and Forsyth 2020,
 arXiv:1911.07023.

@@ -1,7 +1,8 @@
 """The Inception network of FID (2015-12-05), built from a table with the key layout of the published weights file.
 
-It is not torchvision's network: average pools do not count padding, and the last block pools by maximum. Weights come from
-a local file, see `weights.py`. Sources: Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017, arXiv:1706.08500.
+It is not torchvision's network: average pools do not count padding, and the last block pools by maximum. Weights come
+from a local file, see `weights.py`. Sources: Szegedy et al. 2015, arXiv:1512.00567; Heusel et al. 2017,
+arXiv:1706.08500.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from diffsamp.metrics.resize import check_resize, resize
 
 SIZE = 299
 LOGITS = 1008
-# A step is (name, channels, kernel, stride, padding) or the name of a pool. A branch is a list of steps; a list inside a
-# branch holds steps that all read what came before and are joined. Padding "same" keeps the size.
+# A step is (name, channels, kernel, stride, padding) or the name of a pool. A branch is a list of steps; a list inside
+# a branch holds steps that all read what came before and are joined. Padding "same" keeps the size.
 Step = Any
 _POOLS = {
     "average": lambda x: F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False),

@@ -16,7 +16,8 @@ from diffsamp.metrics.arrays import as_features
 def inception_score(logits: Any, *, splits: int = 10, shuffle_seed: int | None = 2020) -> tuple[float, float]:
     """Mean and standard deviation over `splits` parts of the logits [n, classes].
 
-    The score of a part grows with its size, so compare only equal n and splits. The default shuffle is torch-fidelity's.
+    The score of a part grows with its size, so compare only equal n and splits. The default shuffle is
+    torch-fidelity's.
     """
     found = as_features(logits, "logits")
     if not 1 <= splits <= len(found):

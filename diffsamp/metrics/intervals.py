@@ -1,8 +1,8 @@
 """Intervals of metrics: bootstrap over pictures, Wilson for shares.
 
-The Fréchet distance is biased upwards in 1/n and a bootstrap resample holds fewer distinct pictures, so its replicates lie
-above the estimate and the percentile interval would miss it. The spread is right: the interval is the estimate plus and
-minus z standard deviations of the replicates, and the bias is left to `frechet_infinity` and the floor.
+The Fréchet distance is biased upwards in 1/n and a bootstrap resample holds fewer distinct pictures, so its replicates
+lie above the estimate and the percentile interval would miss it. The spread is right: the interval is the estimate
+plus and minus z standard deviations of the replicates, and the bias is left to `frechet_infinity` and the floor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Kernel distance (KID): the squared maximum mean discrepancy with the kernel (x.y / d + 1)^3.
 
-Source: Binkowski et al. 2018, arXiv:1801.01401, equation 4. The estimator is unbiased, so a good model may score slightly
-below zero.
+Source: Binkowski et al. 2018, arXiv:1801.01401, equation 4. The estimator is unbiased, so a good model may score
+slightly below zero.
 """
 
 from __future__ import annotations

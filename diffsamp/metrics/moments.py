@@ -28,7 +28,8 @@ class FrechetStats:
     """
 
     def __init__(
-        self, n: int = 0, mean: np.ndarray | None = None, m2: np.ndarray | None = None, facts: dict[str, Any] | None = None
+        self, n: int = 0, mean: np.ndarray | None = None, m2: np.ndarray | None = None, facts: dict[str, Any] | None =
+        None
     ) -> None:
         self.n = int(n)
         self.mean = None if mean is None else np.asarray(mean, np.float64)
@@ -70,7 +71,8 @@ class FrechetStats:
         if self.width is None or self.n > self.width:
             return None
         return (
-            f"{self.n} pictures give a covariance of rank {max(self.n - 1, 0)} for {self.width} features: the distance is "
+            f"{self.n} pictures give a covariance of rank {max(self.n - 1, 0)} for {self.width} features: the "
+            "distance is "
             f"dominated by its bias; at least {self.width + 1} pictures are needed, {10 * self.width} are advised"
         )
 

@@ -19,7 +19,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Extractor, resize, arithmetic and picture count of a figure. `dtype` is that of the statistics, always float64."""
+    """Extractor, resize, arithmetic and picture count of a figure. `dtype` is the statistics' own: float64."""
 
     name: str
     extractor: str

@@ -1,8 +1,8 @@
 """Reference statistics: the real pictures that generated ones are compared with.
 
-Sources: "embedded" (the data set of the embedded model), a folder of pictures, an .npz of EDM's kind (keys mu and sigma) or
-of pictures (one uint8 array [n, h, w, c]), or a .safetensors that `FrechetStats.save` wrote. What is computed from
-pictures is cached under a fingerprint of the pictures and the extractor.
+Sources: "embedded" (the data set of the embedded model), a folder of pictures, an .npz of EDM's kind (keys mu and
+sigma) or of pictures (one uint8 array [n, h, w, c]), or a .safetensors that `FrechetStats.save` wrote. What is
+computed from pictures is cached under a fingerprint of the pictures and the extractor.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def reference(source: str | Path, extractor: Any, *, size: tuple[int, int] | Non
         return _embedded(extractor)
     path = Path(source)
     if not path.exists():
-        raise DiffsampError(f"reference={str(source)!r}: no such file or folder; accepted: embedded, a folder, .npz, .safetensors")
+        raise DiffsampError(
+            f"reference={str(source)!r}: no such file or folder; accepted: embedded, a folder, .npz, .safetensors"
+        )
     if path.is_dir():
         return _pictures(path.name, list_pictures(path), extractor, size)
     if path.suffix == ".safetensors":
@@ -57,7 +59,8 @@ def reference(source: str | Path, extractor: Any, *, size: tuple[int, int] | Non
         made_with = stats.facts.get("extractor_sha256")
         if made_with and made_with != extractor.fingerprint:
             raise DiffsampError(
-                f"reference={path} was made with extractor {stats.facts.get('extractor')} {made_with[:8]}, this run uses "
+                f"reference={path} was made with extractor {stats.facts.get('extractor')} {made_with[:8]}, this run "
+                "uses "
                 f"{extractor.name} {extractor.fingerprint[:8]}"
             )
         return Reference(path.stem, stats)
@@ -72,7 +75,8 @@ def _embedded(extractor: Any) -> Reference:
     tensors, facts = models.reference()
     if facts["extractor_sha256"] != extractor.fingerprint:
         raise DiffsampError(
-            f"reference='embedded' holds features of {facts['extractor']}, not of {extractor.name}; pass --reference FOLDER"
+            f"reference='embedded' holds features of {facts['extractor']}, not of {extractor.name}; pass --reference "
+            "FOLDER"
         )
     test_n, train_n = int(facts["test_n"]), int(facts["train_n"])
     stats = FrechetStats.from_covariance(test_n, tensors["test_mean"].numpy(), tensors["test_cov"].numpy())
@@ -120,7 +124,7 @@ def read_picture(path: Path) -> np.ndarray:
 def _pictures(name: str, files: list[Path], extractor: Any, size: tuple[int, int] | None) -> Reference:
     digest = hashlib.sha256()
     for file in files:
-        digest.update(file.name.encode() + str(file.stat().st_size).encode() + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     shape = size or read_picture(files[0]).shape[-2:]
 
     def batches() -> Iterator[np.ndarray]:
@@ -129,7 +133,8 @@ def _pictures(name: str, files: list[Path], extractor: Any, size: tuple[int, int
             for file, picture in zip(files[start : start + 64], batch, strict=True):
                 if picture.shape != (len(batch[0]), *shape):
                     raise DiffsampError(
-                        f"reference: {file} is {picture.shape}, expected {(len(batch[0]), *shape)}; all must be one size"
+                        f"reference: {file} is {picture.shape}, expected {(len(batch[0]), *shape)}; all must be one "
+                        "size"
                     )
             yield np.stack(batch)
 
@@ -139,7 +144,8 @@ def _pictures(name: str, files: list[Path], extractor: Any, size: tuple[int, int
 def _featurise(name: str, batches: Iterator[np.ndarray], pictures: str, extractor: Any) -> Reference:
     from safetensors.numpy import load_file, save
 
-    key = hashlib.sha256(f"{pictures} {extractor.name} {extractor.fingerprint} {extractor.resize}".encode()).hexdigest()[:24]
+    made_by = f"{pictures} {extractor.name} {extractor.fingerprint} {extractor.resize}"
+    key = hashlib.sha256(made_by.encode()).hexdigest()[:24]
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffsamp" / "reference"
     cached = home / f"{key}.safetensors"
     if cached.is_file():

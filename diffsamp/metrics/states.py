@@ -1,8 +1,9 @@
 """The metrics as `torchmetrics.Metric` classes on features: correct for ranks with uneven and with no pictures.
 
-torchmetrics' own FID, KID and MIFID fail or mislead there: list states are gathered element by element, so that all ranks
-must make equally many updates, and FID's states are not centred. Here the Fréchet state is (n, mean, M2) merged by Chan's
-formula, and lists of features are joined to one tensor per rank (of zero rows where there were none) before a gather.
+torchmetrics' own FID, KID and MIFID fail or mislead there: list states are gathered element by element, so that all
+ranks must make equally many updates, and FID's states are not centred. Here the Fréchet state is (n, mean, M2) merged
+by Chan's formula, and lists of features are joined to one tensor per rank (of zero rows where there were none) before
+a gather.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class _Rows(Metric):
         shape, dtype = self.states[name]
         rows = torch.as_tensor(rows).detach()
         if tuple(rows.shape[1:]) != shape or not rows.ndim:
-            raise DiffsampError(f"{name} has shape {tuple(rows.shape)}; accepted: [n{''.join(f', {s}' for s in shape)}]")
+            raise DiffsampError(
+                f"{name} has shape {tuple(rows.shape)}; accepted: [n{''.join(f', {s}' for s in shape)}]"
+            )
         getattr(self, name).append(rows.to(self.device, dtype))
 
     def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:

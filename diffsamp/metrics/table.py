@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from diffsamp.errors import DiffsampError
 from diffsamp.metrics.accuracy import class_accuracy
 from diffsamp.metrics.frechet import frechet_distance, frechet_infinity
 from diffsamp.metrics.inception_score import inception_score
-from diffsamp.metrics.intervals import Interval, Z95, bootstrap, mean_interval, wilson
+from diffsamp.metrics.intervals import Z95, Interval, bootstrap, mean_interval, wilson
 from diffsamp.metrics.kernel import kernel_distance
 from diffsamp.metrics.manifold import precision_recall
 from diffsamp.metrics.moments import FrechetStats
@@ -66,7 +65,8 @@ def evaluate(
     found: dict[str, Interval] = {}
     if reference is not None and features.shape[1] != reference.stats.width:
         raise DiffsampError(
-            f"reference {reference.name!r} has {reference.stats.width} features per picture and the run {features.shape[1]}"
+            f"reference {reference.name!r} has {reference.stats.width} features per picture and the run "
+            f"{features.shape[1]}"
         )
     for name in wanted:
         value = _one(name, features, arrays, reference, samples_reference, replicates, seed, n)

@@ -35,8 +35,8 @@ def places() -> list[Path]:
 def find(path: str | Path | None = None) -> tuple[Path, str]:
     """The weights file and its sha256.
 
-    A file that is named by the caller may hold other weights (its figures are then not called FID); one that is found in a
-    cache must carry the published hash. Raises DiffsampError when there is none, with where to get and put it.
+    A file that is named by the caller may hold other weights (its figures are then not called FID); one that is found
+    in a cache must carry the published hash. Raises DiffsampError when there is none, with where to get and put it.
     """
     if path is not None:
         path = Path(path)
@@ -48,7 +48,8 @@ def find(path: str | Path | None = None) -> tuple[Path, str]:
             digest = sha256_of(place)
             if not digest.startswith(HASH_PREFIX):
                 raise DiffsampError(
-                    f"feature_weights: {place} has sha256 {digest[:8]}..., expected {HASH_PREFIX}...; fetch it again from {URL}"
+                    f"feature_weights: {place} has sha256 {digest[:8]}..., expected {HASH_PREFIX}...; fetch it again "
+                    f"from {URL}"
                 )
             return place, digest
     raise DiffsampError(

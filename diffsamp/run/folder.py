@@ -1,0 +1,172 @@
+"""A run folder: recipe, chunks, manifest, and the reduction that reads the chunks in order.
+
+    run.json              what is run: the recipe, the seeds, the chunk size; fixed when the folder is made
+    chunks/0000/chunk-000123.safetensors
+    manifest.jsonl        one line per finished chunk
+    claims.lock           who works on what, see claims.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffsamp.errors import DiffsampError
+from diffsamp.run import manifest
+from diffsamp.run.chunk import CorruptChunk, chunk_path, read_chunk, write_whole
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The arrays of a whole run in the order of the seeds, and a hash that every correct run of the recipe has."""
+
+    arrays: dict[str, np.ndarray]
+    sha256: str
+    chunks: int
+    seconds: float
+
+
+def _plain(recipe: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(json.dumps(recipe, sort_keys=True))
+    except TypeError as error:
+        raise DiffsampError(f"recipe must be plain JSON ({error})") from None
+
+
+class RunFolder:
+    """A folder that holds one run of `n` seeds, first `seed`, in chunks of `chunk`; made if it is not there.
+
+    Raises DiffsampError when the folder holds another run (the message names what differs) or cannot be written.
+    """
+
+    def __init__(self, root: str | Path, recipe: dict[str, Any], n: int, *, seed: int = 0, chunk: int = 64) -> None:
+        if n < 1 or chunk < 1 or seed < 0:
+            raise DiffsampError(f"n={n}, chunk={chunk}, seed={seed}; accepted: at least 1, at least 1, at least 0")
+        self.root, self.n, self.seed, self.chunk = Path(root), int(n), int(seed), int(chunk)
+        self.facts = {"recipe": _plain(recipe), "n": self.n, "seed": self.seed, "chunk": self.chunk, "format": 1}
+        self._open()
+
+    @classmethod
+    def existing(cls, root: str | Path) -> RunFolder:
+        """A folder that is already there, with the run it holds."""
+        facts = _read_facts(Path(root) / "run.json")
+        return cls(root, facts["recipe"], facts["n"], seed=facts["seed"], chunk=facts["chunk"])
+
+    def _open(self) -> None:
+        path = self.root / "run.json"
+        if not path.is_file():
+            # Two processes that come at once write the same bytes; one with another recipe sees it when it reads back.
+            if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "claims.lock").exists():
+                names = sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
+                if names and not path.is_file():
+                    raise DiffsampError(
+                        f"{self.root} is not empty and is no run (it holds {names[0]}); name a new folder"
+                    )
+            write_whole(path, json.dumps(self.facts, sort_keys=True, indent=1).encode())
+        held = _read_facts(path)
+        if held != self.facts:
+            raise DiffsampError(f"{self.root} holds another run: {_difference(held, self.facts)}; name a new folder")
+
+    @property
+    def count(self) -> int:
+        """The number of chunks."""
+        return -(-self.n // self.chunk)
+
+    def seeds(self, index: int) -> np.ndarray:
+        """The seeds of a chunk, always `chunk` of them: the last chunk is padded, so that all have one shape."""
+        start = self.seed + index * self.chunk
+        return np.arange(start, start + self.chunk, dtype=np.int64)
+
+    def rows(self, index: int) -> int:
+        """How many rows of a chunk count."""
+        return min(self.chunk, self.n - index * self.chunk)
+
+    def present(self) -> set[int]:
+        """The chunks whose files are there, by listing alone."""
+        found = set()
+        base = self.root / "chunks"
+        if not base.is_dir():
+            return found
+        for folder in os.scandir(base):
+            if folder.is_dir():
+                for file in os.scandir(folder.path):
+                    name = file.name
+                    if name.startswith("chunk-") and name.endswith(".safetensors") and name[6:-12].isdecimal():
+                        found.add(int(name[6:-12]))
+        return {index for index in found if index < self.count}
+
+    def adopt(self) -> set[int]:
+        """The chunks that are finished; those without a manifest line are verified and entered, bad ones set aside."""
+        present = self.present()
+        for index in sorted(present - manifest.read(self.root).keys()):
+            try:
+                digest = read_chunk(self.root, index)[1]
+            except CorruptChunk:
+                self.set_aside(index)
+                present.discard(index)
+            else:
+                manifest.append(self.root, {"chunk": index, "sha256": digest, "seconds": None})
+        return present
+
+    def set_aside(self, index: int) -> None:
+        """Move a bad chunk out of the way; it is kept for whoever wants to know why."""
+        path = chunk_path(self.root, index)
+        try:
+            os.replace(path, path.with_name(f"corrupt-{path.name}"))
+        except FileNotFoundError:
+            pass  # another process was quicker
+
+    def verify(self) -> list[int]:
+        """The chunks that are missing or do not match their own or the manifest's hash; reads every file."""
+        bad, entries = [], manifest.read(self.root)
+        for index in range(self.count):
+            try:
+                digest = read_chunk(self.root, index)[1]
+            except CorruptChunk:
+                bad.append(index)
+                continue
+            if index in entries and entries[index]["sha256"] != digest:
+                bad.append(index)
+        return bad
+
+    def stream(self) -> Iterator[tuple[int, dict[str, np.ndarray], str]]:
+        """(index, arrays without the padding, hash) in order; raises CorruptChunk."""
+        for index in range(self.count):
+            arrays, digest = read_chunk(self.root, index)
+            yield index, {name: value[: self.rows(index)] for name, value in arrays.items()}, digest
+
+    def result(self) -> RunResult:
+        """Read the whole run in order; raises CorruptChunk for a chunk that is missing or bad."""
+        parts: dict[str, list[np.ndarray]] = {}
+        total = hashlib.sha256()
+        for _, arrays, digest in self.stream():
+            total.update(digest.encode())
+            for name, value in arrays.items():
+                parts.setdefault(name, []).append(value)
+        arrays = {name: np.concatenate(values) for name, values in parts.items()}
+        seconds = sum(e.get("seconds") or 0.0 for e in manifest.read(self.root).values())
+        return RunResult(arrays, total.hexdigest(), self.count, seconds)
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DiffsampError(f"{path.parent} holds no run (no run.json)") from None
+    except (OSError, ValueError) as error:
+        raise DiffsampError(f"{path} cannot be read as a run's description ({error})") from None
+
+
+def _difference(held: dict[str, Any], asked: dict[str, Any]) -> str:
+    flat = [{**facts, **facts.get("recipe", {})} for facts in (held, asked)]
+    for key in sorted(flat[0].keys() | flat[1].keys()):
+        if key != "recipe" and flat[0].get(key) != flat[1].get(key):
+            return f"{key} is {flat[0].get(key)!r} there and {flat[1].get(key)!r} here"
+    return "its description differs"
