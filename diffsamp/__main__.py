@@ -1,0 +1,5 @@
+"""``python -m diffsamp``."""
+
+from .cli import main
+
+main()

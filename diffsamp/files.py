@@ -1,0 +1,63 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from .errors import DiffsampError
+
+
+def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
+    """Write ``data`` to ``path`` under a temporary name, flush it to disk, then rename it into place.
+
+    Raises:
+        DiffsampError: the file exists and ``overwrite`` is off, or it cannot be written.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise DiffsampError(f"out: {path} exists; choose another place or use --force")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DiffsampError(f"out: cannot write {path}: {error.strerror}") from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def output_folder(path: Path, *, force: bool = False) -> Path:
+    """``path`` as a folder to write results into: made if need be; one that holds files needs ``force``.
+
+    Raises:
+        DiffsampError: it is a file, is not empty without ``force``, or is not writable.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise DiffsampError(f"out: {path} is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        raise DiffsampError(f"out: {path} exists and is not empty; choose another folder or use --force")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiffsampError(f"out: cannot make {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise DiffsampError(f"out: {path} is not writable")
+    for left in path.glob(".*.partial"):
+        left.unlink(missing_ok=True)
+    return path
+
+
+def next_folder(parent: Path, stem: str) -> Path:
+    """``parent/stem-0001`` and so on: the first number that is not taken."""
+    number = 1
+    while (parent / f"{stem}-{number:04d}").exists():
+        number += 1
+    return parent / f"{stem}-{number:04d}"
