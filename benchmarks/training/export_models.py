@@ -49,6 +49,8 @@ def export_fashion(work: Path) -> None:
         run = json.loads(file.metadata()["facts"])
         tensors = {key[4:]: file.get_tensor(key).half() for key in file.keys() if key.startswith("ema.")}  # noqa: SIM118
     run["cpu_seconds"] = round(run["cpu_seconds"])
+    for passing in ("loss_sum", "loss_count"):
+        run.pop(passing, None)
     facts = {
         "kind": "pipeline",
         "licence": "MIT",

@@ -109,7 +109,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, average: list, optimizer
     return facts
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="folder of the idx files (default: $DIFFSAMP_FASHION_DATA, else Debian's)")
     parser.add_argument("--work", type=Path, default=Path("build/fashion"), help="checkpoint and log go here")
@@ -122,11 +122,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1, help="share of labels replaced by the null class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=float, default=120.0, help="seconds between checkpoints")
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
-def main() -> None:
-    args = arguments()
+def main(given: list[str] | None = None) -> None:
+    args = arguments(given)
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     model = build().to(memory_format=torch.channels_last).train()
@@ -140,12 +140,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = args.work / "checkpoint.safetensors", args.work / "log.csv"
     step, spent = 0, 0.0
+    total, count = 0.0, 0  # of the losses since the last row of the log
     if checkpoint.exists():
         facts = load_checkpoint(checkpoint, model, average, optimizer)
         for name in ("seed", "batch", "lr", "ema", "dropout", "warmup"):
             if facts[name] != getattr(args, name):
                 raise SystemExit(f"--{name} {getattr(args, name)} differs from the checkpoint's {facts[name]}")
         step, spent = facts["step"], facts["cpu_seconds"]
+        total, count = facts.get("loss_sum", 0.0), facts.get("loss_count", 0)
     rows = list(csv.reader(log.open())) if log.exists() else []
     kept = [["step", "images", "loss", "learning_rate", "cpu_seconds"]]
     kept += [row for row in rows[1:] if int(row[0]) <= step]
@@ -166,9 +168,9 @@ def main() -> None:
         names = ("seed", "batch", "lr", "ema", "dropout", "warmup", "steps", "decay")
         facts = {name: getattr(args, name) for name in names}
         facts |= {"step": step, "images": step * args.batch, "cpu_seconds": spent + time.process_time() - begun}
+        facts |= {"loss_sum": total, "loss_count": count}
         save_checkpoint(checkpoint, model, average, optimizer, facts)
 
-    total, count = 0.0, 0
     while step < args.steps and not stop:
         clean, labels = data.batch(step, args.batch)
         generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)

@@ -180,7 +180,8 @@ def test_own_timesteps_latents_and_callback_are_used(pipe, calls):
 
 def test_a_saved_pipeline_comes_back_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "saved")
-    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["_class_name"] == "ClassConditionalPipeline"
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == "ClassConditionalPipeline"
     again = models.ClassConditionalPipeline.from_pretrained(tmp_path / "saved")
     again.set_progress_bar_config(disable=True)
     assert again.classes == pipe.classes and type(again.scheduler) is type(pipe.scheduler)
