@@ -62,6 +62,8 @@ def cfg_form(kind: type) -> CFGForm:
     uncond, cond, scale = sums[0]
     if any(word in source for word in ("chunk(3)", "chunk(4)", "_perturbed_attention_guidance", "diffusion_forcing")):
         raise refuse("it has more than two branches")
+    if "max_guidance_scale" in source:
+        raise refuse("every frame has a scale of its own")
     if "c_skip" in source or "c_out" in source:
         raise refuse("it preconditions the prediction itself")
     values = _assignments(tree, {uncond, cond})

@@ -91,8 +91,10 @@ class LevelReader:
     def _ours(self, plan: Any, timestep: Any) -> Here:
         index = min(self._index(timestep), len(plan.rows) - 1)
         row = plan.rows[index]
-        prediction = getattr(self.scheduler, "prediction", None) or self.prediction
-        return self._made(row.level, plan.process, prediction, index, not _committed_before(plan, index))
+        midway = not _committed_before(plan, index)
+        if self.scheduler.prediction == "edm":
+            return self._edm(row.level.sigma, index, midway)
+        return self._made(row.level, plan.process, self.scheduler.prediction, index, midway)
 
     def _made(self, level: Level, process: Process, prediction: str, key: Any, midway: bool) -> Here:
         try:
