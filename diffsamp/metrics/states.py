@@ -18,10 +18,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from diffsamp.errors import DiffsampError
 from diffsamp.metrics.accuracy import class_accuracy
 from diffsamp.metrics.frechet import frechet_distance
-from diffsamp.metrics.inception_score import inception_score
 from diffsamp.metrics.kernel import kernel_distance
 from diffsamp.metrics.manifold import precision_recall
 from diffsamp.metrics.moments import FrechetStats
+from diffsamp.metrics.score import inception_score
 from diffsamp.metrics.trajectory import trajectory_error
 
 

@@ -9,12 +9,12 @@ import numpy as np
 from diffsamp.errors import DiffsampError
 from diffsamp.metrics.accuracy import class_accuracy
 from diffsamp.metrics.frechet import frechet_distance, frechet_infinity
-from diffsamp.metrics.inception_score import inception_score
 from diffsamp.metrics.intervals import Z95, Interval, bootstrap, mean_interval, wilson
 from diffsamp.metrics.kernel import kernel_distance
 from diffsamp.metrics.manifold import precision_recall
 from diffsamp.metrics.moments import FrechetStats
-from diffsamp.metrics.reference import Reference
+from diffsamp.metrics.references import Reference
+from diffsamp.metrics.score import inception_score
 from diffsamp.metrics.trajectory import trajectory_error
 
 # name: (what it is, whether less is better)
