@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffsamp.errors import DiffsampError
@@ -31,7 +31,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
         self,
         unet: Any,
         scheduler: Any,
-        id2label: dict[int, str] | None = None,
+        id2label: dict | None = None,
         null_class: int = 10,
         default_guidance_scale: float = 2.0,
         default_num_inference_steps: int = 20,
@@ -79,7 +79,7 @@ class ClassConditionalPipeline(DiffusionPipeline):
 
     @property
     def _null_class(self) -> int:
-        return self.config.null_class
+        return self.config["null_class"]
 
     def prepare_extra_step_kwargs(self, generator: Any, eta: float) -> dict[str, Any]:
         """`eta` and `generator`, each only if the scheduler's `step` takes it."""
@@ -168,9 +168,9 @@ class ClassConditionalPipeline(DiffusionPipeline):
             raise DiffsampError(f"callback_on_step_end_tensor_inputs holds {unknown[0]!r}; accepted: 'latents'")
         if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
             raise DiffsampError(f"num_images_per_prompt={num_images_per_prompt!r}; accepted: an integer of at least 1")
-        self._guidance_scale = self.config.default_guidance_scale if guidance_scale is None else float(guidance_scale)
-        if num_inference_steps is None:
-            num_inference_steps = self.config.default_num_inference_steps
+        default_scale, default_steps = (self.config[f"default_{n}"] for n in ("guidance_scale", "num_inference_steps"))
+        self._guidance_scale = default_scale if guidance_scale is None else float(guidance_scale)
+        count = default_steps if num_inference_steps is None else num_inference_steps
 
         if class_labels is None:
             self._guidance_scale = 1.0
@@ -178,8 +178,8 @@ class ClassConditionalPipeline(DiffusionPipeline):
         else:
             if isinstance(class_labels, torch.Tensor):
                 class_labels = class_labels.flatten().tolist()
-            several = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
-            wanted = [self.class_id(label) for label in (class_labels if several else [class_labels])]
+            several = [class_labels] if isinstance(class_labels, int | str) else class_labels
+            wanted = [self.class_id(label) for label in several]
             if not wanted:
                 raise DiffsampError("class_labels is empty; accepted: a class, or a list of at least one")
         device, dtype = self._execution_device, self.unet.dtype
@@ -188,11 +188,11 @@ class ClassConditionalPipeline(DiffusionPipeline):
         if self.do_classifier_free_guidance:
             labels = torch.cat([torch.full_like(labels, self._null_class), labels])
 
-        steps = self.prepare_timesteps(num_inference_steps, timesteps, sigmas, device)
+        steps = self.prepare_timesteps(count, timesteps, sigmas, device)
         self._num_timesteps = len(steps)
         sample = self.prepare_latents(batch_size, generator, latents, device, dtype)
         extra = self.prepare_extra_step_kwargs(generator, eta)
-        with self.progress_bar(total=len(steps)) as progress:
+        with self.progress_bar(total=len(steps)) as progress:  # pyright: ignore[reportCallIssue]
             for i, t in enumerate(steps):
                 network_input = torch.cat([sample, sample]) if self.do_classifier_free_guidance else sample
                 network_input = self.scheduler.scale_model_input(network_input, t).to(dtype)

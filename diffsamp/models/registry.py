@@ -72,10 +72,11 @@ def _classifier(facts: dict[str, Any], dtype: torch.dtype) -> Any:
 
 def _pipeline(facts: dict[str, Any], dtype: torch.dtype) -> Any:
     import diffusers
+    from diffusers.models.unets.unet_2d import UNet2DModel
 
     from diffsamp.models.pipeline import ClassConditionalPipeline
 
-    unet = fill(lambda: diffusers.UNet2DModel(**facts["unet"]), read_tensors(facts), dtype)
+    unet = fill(lambda: UNet2DModel(**facts["unet"]), read_tensors(facts), dtype)
     options = dict(facts["scheduler"])
     scheduler = getattr(diffusers, options.pop("_class_name"))(**options)
     return ClassConditionalPipeline(
