@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ..errors import DiffsampError
-from ..guidance import AutoGuidance, Guidance, Interval, parse
+from ..guidance import AutoGuidance, Guidance, Interval, parse, written
 from ..guidance.base import GuidanceState
 from .cfg_form import DENOISERS, CFGForm, cfg_form
 from .current_level import Here, LevelReader
@@ -29,8 +29,10 @@ from .x0_space import denoiser_input, denoiser_timestep, guided_prediction, nois
 _ATTRIBUTE = "_diffsamp_guidance"
 
 
-def attach(pipe: Any, guidance: str | Guidance, guidance_scale: float | None = None, **options: Any) -> GuidanceHook:
-    """Put a guidance into a classic pipeline, in place of its own and of one attached before.
+def attach(pipe: Any, guidance: str | Guidance, guidance_scale: float | None = None, **options: Any) -> Any:
+    """Put a guidance into a pipeline, in place of its own and of one attached before; the hook is returned.
+
+    A modular pipeline gets a guider (which is returned) in place of its own.
 
     Args:
         pipe: a diffusers pipeline.
@@ -44,6 +46,8 @@ def attach(pipe: Any, guidance: str | Guidance, guidance_scale: float | None = N
             not keep its scale and none is given, or the method needs more than two predictions.
     """
     chosen = parse(guidance, guidance_scale, **options)
+    if hasattr(pipe, "update_components"):
+        return _attach_guider(pipe, chosen)
     if chosen.conditions != 2:
         raise DiffsampError(
             f"guidance: this method takes {chosen.conditions} predictions and a pipeline makes 2; use diffsamp.sample"
@@ -82,16 +86,32 @@ def attach(pipe: Any, guidance: str | Guidance, guidance_scale: float | None = N
     return hook
 
 
+def _attach_guider(pipe: Any, chosen: Guidance) -> Any:
+    """A modular pipeline: its guider is replaced, and kept for :func:`detach`."""
+    from .guiders import MethodGuidance
+
+    if getattr(pipe, "guider", None) is None:
+        raise DiffsampError(f"guidance: {type(pipe).__name__} has no guider to replace")
+    guider = MethodGuidance(guidance=written(chosen)).bind(pipe)
+    detach(pipe)
+    object.__setattr__(pipe, _ATTRIBUTE, pipe.guider)
+    pipe.update_components(guider=guider)
+    return guider
+
+
 def detach(pipe: Any) -> None:
     """Take an attached guidance out again; nothing is left behind. No error where there is none."""
     hook = pipe.__dict__.pop(_ATTRIBUTE, None)
-    if hook is not None:
+    if isinstance(hook, GuidanceHook):
         hook.remove()
+    elif hook is not None:
+        pipe.update_components(guider=hook)
 
 
 def attached(pipe: Any) -> GuidanceHook | None:
-    """The hook of a pipeline, if it has one."""
-    return pipe.__dict__.get(_ATTRIBUTE)
+    """The hook of a classic pipeline, if it has one."""
+    hook = pipe.__dict__.get(_ATTRIBUTE)
+    return hook if isinstance(hook, GuidanceHook) else None
 
 
 class GuidanceHook:

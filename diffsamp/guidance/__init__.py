@@ -13,7 +13,7 @@ from .cfg import CFG, cfg
 from .cfg_zero import CFGZeroStar, cfg_zero
 from .fdg import FrequencyDecoupled, fdg
 from .interval import Interval
-from .parse import METHODS, names, parse
+from .parse import METHODS, names, parse, written
 from .perp_neg import PerpNeg, perp_neg
 from .presets import PRESETS, preset
 from .rescale import RescaledCFG, rescale
@@ -42,4 +42,5 @@ __all__ = [
     "perp_neg",
     "preset",
     "rescale",
+    "written",
 ]

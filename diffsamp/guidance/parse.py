@@ -85,6 +85,27 @@ def parse(text: str | Guidance, /, guidance_scale: float | None = None, **option
     return Interval(method, **window) if window else method
 
 
+def written(guidance: Guidance) -> str:
+    """The written form of a guidance: ``parse(written(g)) == g``. DiffsampError where an option has none."""
+    window: dict[str, Any] = {}
+    if isinstance(guidance, Interval):
+        window = {key: getattr(guidance, key) for key in _INTERVAL_KEYS}
+        window = {key: value for key, value in window.items() if value != Interval.__dataclass_fields__[key].default}
+        guidance = guidance.inner
+    name = next((name for name, kind in METHODS.items() if type(guidance) is kind), None)
+    if name is None:
+        raise DiffsampError(f"guidance: {type(guidance).__name__} has no written form")
+    parts = [name if guidance.guidance_scale is None else f"{name}:{float(guidance.guidance_scale)!r}"]
+    for entry in fields(guidance):  # type: ignore[arg-type]
+        value = getattr(guidance, entry.name)
+        if entry.name == "guidance_scale" or value == entry.default:
+            continue
+        if entry.name in _PYTHON_ONLY:
+            raise DiffsampError(f"{entry.name}: cannot be written as text")
+        parts.append(f"{entry.name}={'+'.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return ",".join([*parts, *(f"{key}={value!r}" for key, value in window.items())])
+
+
 def _method(name: str, guidance_scale: float | None, values: dict[str, Any]) -> GuidanceBase:
     kind = METHODS[name]
     known = {field.name: field for field in fields(kind) if field.name != "guidance_scale"}  # type: ignore[arg-type]

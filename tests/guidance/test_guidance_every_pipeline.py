@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_pipelines import FAMILIES, build
+
 from diffsamp.adapters.cfg_form import cfg_form
 from diffsamp.adapters.guidance_hook import attach, detach
 from diffsamp.errors import DiffsampError
-from tiny_pipelines import FAMILIES, build
 
 REFUSED_AT_ONCE = ("sd_pag", "sd_pix2pix", "svd", "ddpm", "ddim", "flux2", "z_image", "z_image_img2img")
 ONE_CALL = ("flux_dev", "flux_schnell", "flux_img2img", "flux_inpaint", "hunyuan_video")

@@ -22,6 +22,7 @@ from diffsamp.guidance import (
     pair,
     parse,
     perp_neg,
+    written,
 )
 from diffsamp.guidance.fdg import fdg, low_frequencies
 from diffsamp.process import Level
@@ -189,6 +190,17 @@ def test_the_written_form_is_what_the_page_says():
     assert parse(CFG(2.0), 3.0) == CFG(3.0)
     assert parse("apg").guidance_scale is None
     assert parse("interval:4,sigma_min=0.3").with_scale(2.0) == Interval(CFG(2.0), 0.3, math.inf)
+
+
+@pytest.mark.parametrize(
+    "text", ["cfg", "cfg:2.5", "apg:7.5,norm=15.0,norm_kind=rms", "autoguidance:2.0,skip_layers=7+8",
+             "cfg-rescale:3.0,space=x0,sigma_min=0.5", "apg:2.0,momentum=0.0,start=0.1,stop=0.9"]
+)  # fmt: skip
+def test_written_form_is_read_back_as_the_same_guidance(text):
+    method = parse(text)
+    assert parse(written(method)) == method
+    with pytest.raises(DiffsampError, match="weak: cannot be written"):
+        written(AutoGuidance(2.0, weak=object()))
 
 
 def test_rms_preset_is_the_sdxl_one_at_its_own_size():

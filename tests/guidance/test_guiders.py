@@ -93,6 +93,22 @@ def test_guider_configuration_is_saved_and_found_again(tmp_path):
         assert "guidance" in repr(guider)
 
 
+def test_use_on_a_modular_pipeline_replaces_its_guider_and_restore_brings_it_back():
+    from diffusers.modular_pipelines import StableDiffusionXLAutoBlocks
+
+    import diffsamp
+
+    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
+    pipe.update_components(scheduler=EulerDiscreteScheduler(**VP_CONFIG))
+    before = pipe.guider
+    assert isinstance(before, ClassifierFreeGuidance)
+    diffsamp.use(pipe, guidance="apg:5,norm=2.5")
+    assert isinstance(pipe.guider, MethodGuidance) and pipe.guider.guidance == APG(5.0, norm=2.5)
+    pipe.guider.set_state(0, 4, torch.tensor(999))  # it knows the pipeline's scheduler
+    diffsamp.restore(pipe)
+    assert pipe.guider is before
+
+
 def test_guider_refuses_what_it_cannot_do():
     with pytest.raises(DiffsampError, match="call guider.bind"):
         APGGuidance(guidance_scale=5.0).set_state(0, 4, torch.tensor(999))
