@@ -1,8 +1,8 @@
 """Choosing the noise levels: a smooth warp of a named grid that makes the final state of a solver closest to a fine run.
 
-The interior levels move by u → u + Σ_k a_k·sin(pi·k·u) in the grid's own index (u from 0 to 1), so the order of levels and
-both ends are kept; three coefficients are found by a simplex search without derivatives. The named grid itself is the
-start and is kept unless something is better on the calibration points.
+Levels move by u → u + b·u² + Σ_k a_k·sin(pi·k·u) in the grid's own index (u from 0 at the start to 1 at the last level
+above the data), so the start is kept and the last level may move; the coefficients are found by a simplex search without
+derivatives. The named grid itself is the start and is kept unless something is better on the calibration points.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from .search import mse
 
 
 def warped(grid: Grid, coefficients: Sequence[float]) -> Grid | None:
-    """``grid`` with its interior levels moved; None where the warp is not monotone."""
+    """``grid`` with its levels moved by (b, a_1, a_2, ...); None where the warp is not monotone or leaves the process."""
     levels = list(grid.levels)
     last = len(levels) - 1 if levels[-1].sigma > 0 else len(levels) - 2
     u = np.linspace(0, 1, last + 1)
-    moved = u + sum(a * np.sin(math.pi * (k + 1) * u) for k, a in enumerate(coefficients))
+    stretch = coefficients[0] if levels[-1].sigma == 0 else 0.0
+    moved = u + stretch * u**2 + sum(a * np.sin(math.pi * (k + 1) * u) for k, a in enumerate(coefficients[1:]))
     if (np.diff(moved) <= 0.02 / last).any():
         return None
     log_ratio = np.array([math.log(level.noise_to_signal) for level in levels[: last + 1]])
-    values = np.exp(np.interp(moved, u, log_ratio))
+    slope = (log_ratio[-1] - log_ratio[-2]) * last
+    beyond = np.maximum(moved - 1, 0) * slope
+    values = np.exp(np.interp(moved, u, log_ratio) + beyond)
     process = grid.process
-    inner = [process.level(float(v)) for v in values[1:last]]
-    return Grid(process, (levels[0], *inner, *levels[last:]), "calibrated")
+    if values[-1] < process.noise_to_signal_range[0]:
+        return None
+    inner = [process.level(float(v)) for v in values[1:]]
+    return Grid(process, (levels[0], *inner, *levels[last + 1 :]), "calibrated")
 
 
 def calibrate_grid(

@@ -1,6 +1,7 @@
-"""Calibrating DualFast's constants and DC-Solver's ratios together: first the constants, then ratios on top of them.
+"""Calibrating DualFast's constants and DC-Solver's ratios together.
 
-Each search is guarded on the same points, so the pair is never worse there than either stage's base.
+The constants are found first and ratios on top of them; ratios without constants are searched too, and the better of the
+two on the calibration points is kept. Each search is guarded on the same points.
 """
 
 from __future__ import annotations
@@ -41,12 +42,19 @@ def calibrate_all(
 
     def search(plan: Plan, reference: Reference, denoiser: Denoiser, x: torch.Tensor, prediction: str) -> Found:
         constants = search_constants(plan, reference, denoiser, x, tau=tau, prediction=prediction, evaluations=evaluations)
-        mixed = dualfast(plan, c=constants.values, tau=tau)
-        ratios = search_ratios(mixed, reference, denoiser, x, k=k, prediction=prediction, evaluations=evaluations)
+        options = {"k": k, "prediction": prediction, "evaluations": evaluations}
+        found = search_ratios(plan, reference, denoiser, x, **options)
+        calls, values, mixed = constants.calls + found.calls, (0.0,) * plan.nfe, plan
+        if any(constants.values):
+            pushed = dualfast(plan, c=constants.values, tau=tau)
+            both = search_ratios(pushed, reference, denoiser, x, **options)
+            calls += both.calls
+            if both.after < found.after:
+                found, values, mixed = both, constants.values, pushed
+        ratios = found.values
         return Found(
-            (*ratios.values, *constants.values), constants.before, ratios.after, f"{constants.kept}, {ratios.kept}",
-            constants.calls + ratios.calls, lambda: dc(mixed, ratios=ratios.values, k=k),
-        )  # fmt: skip
+            (*ratios, *values), constants.before, found.after, found.kept, calls, lambda: dc(mixed, ratios=ratios, k=k)
+        )
 
     return calibrate(
         "all", model, search, solver=solver, nfe=nfe, guidance_scale=guidance_scale, out=out, grid_name=grid, final=final,

@@ -1,0 +1,420 @@
+"""DC-Solver: the table (exact checks) and the search on the analytic 8×8 toy. Seeded; no bound is a statistical test."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from diffsamp import engine
+from diffsamp.calibrate import Cascade, Reference, fit_cascade, search_ratios
+from diffsamp.calibrate.search import mse
+from diffsamp.errors import DiffsampError
+from diffsamp.grids import Grid, grid
+from diffsamp.process import Process
+from diffsamp.registry import solver
+from diffsamp.solvers.dc import dc, lagrange_weights
+from diffsamp.testing import toys
+
+VP = Process.vp("scaled_linear", 0.00085, 0.012)
+FLOW = Process.flow(shift=3.0)
+NFE = (5, 6, 8, 10)
+GAINS = {
+    1.0: {5: 2.5, 6: 3.0, 8: 5.0, 10: 6.0},
+    3.0: {5: 1.0, 6: 1.4, 8: 5.0, 10: 8.0},
+    7.5: {5: 1.4, 6: 1.0, 8: 1.3, 10: 3.0},
+}
+
+
+def unipc(n: int, **options):
+    return solver("unipc", disable_corrector=(0,), **options)(VP, grid("linspace", VP, n, final="sigma_min"))
+
+
+@cache
+def world(scale: float) -> dict:
+    """Three draws of 10 search points and 64 held-out ones with one reference for all numbers of calls."""
+    toy = toys.img()
+    parts = [toy.noise(10, 100 + draw) for draw in range(3)] + [toy.noise(64, 7)]
+    labels = torch.cat([label for _, label in parts])
+    x = torch.cat([noise for noise, _ in parts]) * unipc(5).first_level.sigma
+    levels = [level for n in NFE for level in unipc(n).grid.levels]
+    reference = Reference(VP, levels, toy.denoiser(labels, scale), x, steps=400)
+    return {"toy": toy, "labels": labels, "x": x, "reference": reference}
+
+
+def found(scale: float, n: int, draw: int = 0, **options):
+    w, part = world(scale), slice(10 * draw, 10 * draw + 10)
+    denoiser = w["toy"].denoiser(w["labels"][part], scale)
+    return search_ratios(unipc(n), w["reference"].of(part), denoiser, w["x"][part], **options)
+
+
+def gain(scale: float, n: int, ratios) -> float:
+    w, part = world(scale), slice(30, 94)
+    denoiser, x = w["toy"].denoiser(w["labels"][part], scale), w["x"][part]
+    goal = w["reference"].of(part).at(unipc(n).last_level)
+    base = mse(engine.sample(unipc(n), denoiser, x), goal)
+    return base / mse(engine.sample(dc(unipc(n), ratios=ratios), denoiser, x), goal)
+
+
+# -- the table ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("final", ["zero", "sigma_min"])
+@pytest.mark.parametrize("off", [(), (0,)])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("name", ["linspace", "trailing", "flow"])
+def test_ratio_one_is_the_base_exactly(name, order, variant, off, final):
+    process = FLOW if name == "flow" else VP
+    plan = solver("unipc", order=order, variant=variant, disable_corrector=off)(process, grid(name, process, 6, final=final))
+    assert dc(plan, ratios=[1.0] * plan.nfe).rows == plan.rows
+    assert dc(plan).fingerprint == plan.fingerprint
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "dpmpp-3m", "deis", "unipc"])
+def test_ratio_one_is_the_base_exactly_for_every_multistep_solver(name):
+    plan = solver(name)(VP, grid("linspace", VP, 7))
+    assert dc(plan, ratios=[1.0] * 7).rows == plan.rows
+
+
+def test_ratio_next_to_one_changes_next_to_nothing():
+    w = world(7.5)
+    denoiser, x = w["toy"].denoiser(w["labels"][:10], 7.5), w["x"][:10]
+    near = dc(unipc(8), ratios=[1.0, 1.0, *[1 + 1e-12] * 6])
+    assert (engine.sample(near, denoiser, x) - engine.sample(unipc(8), denoiser, x)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_arbitrary_ratios_equal_an_independent_implementation(n):
+    """UniPC-2 (bh2, x0 form) with compensation, written out from the equations with a buffer."""
+    w = world(7.5)
+    denoiser, x = w["toy"].denoiser(w["labels"][:10], 7.5), w["x"][:10]
+    ratios = [1.0, 1.0, *np.random.default_rng(n).uniform(0.4, 1.6, n - 2)]
+    levels = unipc(n).grid.levels
+    lam = [level.lambda_ for level in levels]
+    base, buffer, point = x, [], x
+    for i in range(n):
+        m = denoiser(point, levels[i])
+        s, t = levels[i], levels[i + 1]
+        if i >= 2:  # corrector of the step i − 1, order 2; the first step has none
+            r, h = levels[i - 1], lam[i] - lam[i - 1]
+            r1 = (lam[i - 2] - lam[i - 1]) / h
+            u = -h
+            psi2 = np.expm1(u) / u - 1
+            psi3 = psi2 / u - 0.5
+            b = np.expm1(u)
+            rho = np.linalg.solve([[1, 1], [r1, 1]], [psi2 / b, 2 * psi3 / b])
+            m0, m1 = buffer[-1], buffer[-2]
+            update = m0 * np.expm1(u) + b * (rho[0] * (m1 - m0) / r1 + rho[1] * (m - m0))
+            base = s.sigma / r.sigma * base - s.alpha * update
+        else:
+            base = point
+        buffer.append(m)
+        if i >= 2 and ratios[i] != 1.0:
+            times = [levels[i - j].t for j in range(3)]
+            at = times[1] + ratios[i] * (times[0] - times[1])
+            weights = [
+                np.prod([(at - times[q]) / (times[j] - times[q]) for q in range(3) if q != j]) for j in range(3)
+            ]
+            buffer[-1] = sum(weight * buffer[-1 - j] for j, weight in enumerate(weights))
+        h = lam[i + 1] - lam[i]
+        update = buffer[-1] * np.expm1(-h)
+        if 0 < i < n - 1:
+            r1 = (lam[i - 1] - lam[i]) / h
+            update = update + np.expm1(-h) * 0.5 * (buffer[-2] - buffer[-1]) / r1
+        point = t.sigma / s.sigma * base - t.alpha * update
+    ours = engine.sample(dc(unipc(n), ratios=ratios), denoiser, x)
+    assert (ours - point).abs().max() / point.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_lagrange_weights_are_exact_for_polynomials(k):
+    nodes, generator = [700.0, 812.0, 930.0, 999.0][: k + 1], np.random.default_rng(k)
+    polynomial = np.polynomial.Polynomial(generator.normal(size=k + 1), domain=[700, 999])
+    for at in (*generator.uniform(600, 1000, 5), nodes[1]):
+        weights = lagrange_weights(nodes, at)
+        assert sum(weights) == pytest.approx(1.0, abs=1e-12)
+        assert np.dot(weights, polynomial(np.array(nodes))) == pytest.approx(polynomial(at), abs=1e-12 * 100)
+
+
+def test_uniform_weights_have_the_closed_form_and_ratio_zero_is_the_previous_output():
+    for ratio in (-1.0, 0.0, 0.4, 1.7):
+        s = ratio - 1
+        ours = lagrange_weights([3.0, 4.0, 5.0], 4.0 - ratio)
+        assert np.allclose(ours, [(1 + s) * (2 + s) / 2, -s * (2 + s), s * (1 + s) / 2], atol=1e-13)
+    assert lagrange_weights([3.0, 4.0, 5.0], 4.0) == (0.0, 1.0, 0.0)
+
+
+def test_data_at_one_point_is_solved_exactly_by_any_ratios():
+    toy = toys.point(d=64)
+    x = toy.noise(4, 0)[0]
+    plan = dc(unipc(5), ratios=[1, 1, 0.3, 1.9, -0.5])
+    start, end = plan.first_level, plan.last_level
+    exact = end.alpha * toy.means + end.sigma / start.sigma * (x - start.alpha * toy.means)
+    assert (engine.sample(plan, toy.denoiser(), x) - exact).abs().max() < 1e-13
+
+
+def test_compensated_output_stays_in_the_history():
+    w = world(3.0)
+    denoiser, x = w["toy"].denoiser(w["labels"][:4], 3.0), w["x"][:4]
+    plan = dc(unipc(6), ratios=[1, 1, 1.4, 1, 1.2, 1])
+    state, raw = engine.init(plan, x), []
+    for i in range(4):
+        raw.append(denoiser(state.input, plan.rows[i].level))
+        state = engine.step(plan, state, raw[-1])
+    weights = plan.rows[2].rewrite
+    assert torch.equal(state.history[0], raw[3])
+    assert torch.allclose(state.history[1], sum(v * m for v, m in zip(weights, raw[2::-1], strict=True)), atol=1e-13)
+    assert not torch.allclose(state.history[1], raw[2], atol=1e-3)
+
+
+def test_orders_of_base_and_of_a_fixed_ratio():
+    """Smooth VP (beta 0.1 to 20), t from 1 to 0.05, 2-D rings: slopes of the error between 160 and 320 calls."""
+    t = np.linspace(0, 1, 4001)
+    process = Process.vp(alphas_cumprod=np.exp(-0.1 * t - 9.95 * t**2)[1:])
+    toy = toys.rings(spread=0.5)
+    x = toy.noise(16, 0)[0]
+
+    def run(n: int, ratio: float | None, **options) -> torch.Tensor:
+        levels = [process.level_at(v) for v in np.linspace(3999, 199, n + 1)]
+        options = {"lower_order_final": False, **options}
+        plan = solver("unipc", **options)(process, Grid(process, tuple(levels)))
+        if ratio is not None:
+            plan = dc(plan, ratios=[1.0, 1.0, *[ratio] * (n - 2)])
+        return engine.sample(plan, toy.denoiser(), x)
+
+    exact = run(1500, None, order=3)
+
+    def slope(ratio=None, **options) -> float:
+        return float(torch.log2((run(160, ratio, **options) - exact).norm() / (run(320, ratio, **options) - exact).norm()))
+
+    assert slope(corrector=False) == pytest.approx(2.0, abs=0.2)
+    assert slope() == pytest.approx(3.0, abs=0.35)
+    assert 0.9 < slope(1.1) < 1.4
+
+
+@pytest.mark.parametrize(("k", "ratio", "stable"), [(2, 1.30, True), (2, 1.45, False), (1, 1.9, True), (1, 2.1, False)])
+def test_constant_ratio_is_stable_below_the_root_condition_only(k, ratio, stable):
+    # In place, the history is a recursive filter; what an impulse leaves after 200 steps shows its poles.
+    nodes = [float(v) for v in range(k + 1)]
+    weights = lagrange_weights(nodes, nodes[1] - ratio)
+    history = [0.0] * k
+    size = 0.0
+    for i in range(200):
+        m = 1e-3 * np.sin(i) + sum(w * m for w, m in zip(weights[1:], history, strict=True))
+        history = [m, *history[:-1]]
+        size = max(size, abs(m))
+    assert size < 5 if stable else size > 10
+    # The same through the plan: 200 steps of DDIM.
+    plan = solver("ddim")(VP, grid("linspace", VP, 200, final="sigma_min"))
+    plan = dc(plan, ratios=[*[1.0] * k, *[ratio] * (200 - k)], k=k)
+    w = world(1.0)
+    final = engine.sample(plan, w["toy"].denoiser(w["labels"][:4]), w["x"][:4])
+    assert (float(final.abs().max()) < 10) == stable
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([1.0] * 4, "got 4 for a plan of 5"),
+        ([1.0, 1.2, 1.0, 1.0, 1.0], "first 2 must be 1"),
+        ([1.0, 1.0, float("nan"), 1.0, 1.0], "finite"),
+    ],
+)
+def test_bad_ratios_are_refused(ratios, words):
+    with pytest.raises(DiffsampError, match=words):
+        dc(unipc(5), ratios=ratios)
+
+
+@pytest.mark.parametrize(("name", "words"), [("heun", "not a multistep"), ("euler-ancestral", "draws noise")])
+def test_bases_without_a_history_are_refused(name, words):
+    plan = solver(name)(VP, grid("linspace", VP, 6))
+    with pytest.raises(DiffsampError, match=words):
+        dc(plan, ratios=[1.0] * plan.nfe)
+
+
+def test_composed_names_build_and_double_compensation_is_refused():
+    g = grid("linspace", VP, 5)
+    text = "dc(dualfast(unipc,c=0.2),ratios=[1;1;1;0.9;1.6])"
+    plan = solver(text)(VP, g)
+    assert plan.rows[4].rewrite is not None and plan.nfe == 5
+    assert solver("dc-unipc")(VP, g) == solver("unipc")(VP, g)
+    with pytest.raises(DiffsampError, match="compensated already"):
+        dc(dc(unipc(5), ratios=[1, 1, 1, 1, 1.5]), ratios=[1, 1, 1, 1, 1.5])
+
+
+# -- the search -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", list(GAINS))
+def test_gains_on_held_out_noises(scale):
+    for n, least in GAINS[scale].items():
+        gains = [gain(scale, n, found(scale, n, draw).values) for draw in range(3)]
+        assert statistics.median(gains) >= least, (n, gains)
+        assert min(gains) >= 1.0, (n, gains)
+
+
+def test_penultimate_ratio_is_fitted_to_its_own_target():
+    result = found(3.0, 8, guard=False)
+    assert 0.7 < result.values[6] < 1.2
+    assert gain(3.0, 8, result.values) >= 5
+    # The published code's slip: the penultimate step compared with the final state.
+    w, part = world(3.0), slice(0, 10)
+
+    class Slipped:
+        def at(self, level):
+            shifted = unipc(8).last_level if level.index == 7 else level
+            return w["reference"].of(part).at(shifted)
+
+    slipped = search_ratios(unipc(8), Slipped(), w["toy"].denoiser(w["labels"][part], 3.0), w["x"][part], guard=False)
+    assert not 0.7 < slipped.values[6] < 1.2
+
+
+def test_every_step_is_compared_with_the_state_at_its_own_next_level():
+    """A reference filled with the index of its level: what is asked for is the levels 3 to n, in order."""
+    asked, w = [], world(1.0)
+
+    class Indexed:
+        def at(self, level):
+            asked.append(level.index)
+            return torch.full((10, 1, 8, 8), float(level.index), dtype=torch.float64)
+
+    search_ratios(unipc(6), Indexed(), w["toy"].denoiser(w["labels"][:10]), w["x"][:10], guard=False)
+    # The final state first and last: the guard's scores. In between one target per searched step, n−2 and n−1 too.
+    assert asked[1:5] == [3, 4, 5, 6]
+
+
+def test_search_never_makes_a_step_worse_and_keeps_the_better_of_base_and_search():
+    for scale, n in ((7.5, 5), (7.5, 8), (3.0, 6)):
+        result = found(scale, n)
+        assert all(after <= neutral for _, _, neutral, after in result.steps)
+        assert result.after <= result.before
+
+
+@pytest.mark.parametrize("n", [5, 8])
+def test_network_calls_of_a_search(n):
+    calls = 0
+    w = world(1.0)
+    inner = w["toy"].denoiser(w["labels"][:10])
+
+    def counted(x, level):
+        nonlocal calls
+        calls += 1
+        return inner(x, level)
+
+    plan = unipc(n)
+    result = search_ratios(plan, w["reference"].of(slice(0, 10)), counted, w["x"][:10])
+    # n for the walk, n for the guard's base run, at most 8 for each searched step but the last, which is closed form.
+    assert result.calls == calls <= 2 * n + 8 * (n - 3)
+    # The published recipe makes n + 40·(n − 3), each with a backward pass.
+    assert calls <= 0.65 * (n + 40 * (n - 3))
+    assert plan.depth == unipc(n).depth
+
+
+def adamw(plan, reference, denoiser, x, iterations: int = 40) -> list[float]:
+    """The published recipe: AdamW on one ratio per step, learning rate 0.1, gradient through the network."""
+    n, values = plan.nfe, [1.0] * plan.nfe
+    times = [row.level.t for row in plan.rows]
+    states: list[torch.Tensor] = []
+    state = engine.init(plan, x)
+    for i in range(n):
+        output = denoiser(state.input, plan.rows[i].level)
+        if i < 2:
+            state = engine.step(dc(plan, ratios=[1.0, 1.0, *[1.1] * (n - 2)]), state, output)
+            continue
+        goal = reference.at(plan.rows[i].next_level)
+        ratio = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.AdamW([ratio], lr=0.1)
+        history = [output, *state.history[:2]]
+        row = plan.rows[i]
+        bank = {"base": state.base, "input": state.input, "m0": output, "m1": history[1], "m2": history[2]}
+        base = state.base if row.correct is None else engine.combine(tuple(row.correct.terms()), bank)
+        for _ in range(iterations):
+            at = times[i - 1] + ratio * (times[i] - times[i - 1])
+            m0 = 0.0
+            for j in range(3):
+                weight = 1.0
+                for q in range(3):
+                    if q != j:
+                        weight = weight * (at - times[i - q]) / (times[i - j] - times[i - q])
+                m0 = m0 + weight * history[j]
+            a = row.advance
+            point = a.base * base + a.m[0] * m0 + sum(v * m for v, m in zip(a.m[1:], history[1:], strict=False))
+            if i + 1 < n and plan.rows[i + 1].correct.m:
+                c = plan.rows[i + 1].correct
+                fresh = denoiser(point, plan.rows[i + 1].level)
+                point = c.base * base + c.m[0] * fresh + c.m[1] * m0
+                point = point + sum(v * m for v, m in zip(c.m[2:], history[1:], strict=False))
+            loss = (point - goal).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        values[i] = float(ratio.detach())
+        rest = [1.1] * (n - i - 1)
+        state = engine.step(dc(plan, ratios=[*values[: i + 1], *rest]), state, output.detach())
+        states.append(state.input)
+    return values
+
+
+@pytest.mark.parametrize(("scale", "n"), [(1.0, 5), (1.0, 8), (3.0, 8)])
+def test_search_agrees_with_the_published_optimiser(scale, n):
+    w, part = world(scale), slice(0, 10)
+    denoiser = w["toy"].denoiser(w["labels"][part], scale)
+    published = gain(scale, n, adamw(unipc(n), w["reference"].of(part), denoiser, w["x"][part]))
+    ours = gain(scale, n, found(scale, n, guard=False).values)
+    assert ours == pytest.approx(published, rel=0.1)
+
+
+@pytest.mark.parametrize(("scale", "n", "least"), [(1.0, 5, 1.2), (3.0, 5, 1.2), (7.5, 5, 1.2), (1.0, 10, 4.0), (3.0, 10, 4.0)])
+def test_gains_on_a_flow_process(scale, n, least):
+    toy = toys.img()
+    (a, la), (b, lb) = toy.noise(10, 100), toy.noise(64, 7)
+    labels = torch.cat([la, lb])
+    plan = solver("unipc", disable_corrector=(0,))(FLOW, grid("linspace", FLOW, n))
+    x = torch.cat([a, b]) * plan.first_level.sigma
+    reference = Reference(FLOW, plan.grid.levels, toy.denoiser(labels, scale), x, steps=400)
+    result = search_ratios(plan, reference.of(slice(0, 10)), toy.denoiser(la, scale), x[:10])
+    goal, unseen = reference.of(slice(10, None)).at(plan.last_level), toy.denoiser(lb, scale)
+    base = mse(engine.sample(plan, unseen, x[10:]), goal)
+    assert base / mse(engine.sample(dc(plan, ratios=result.values), unseen, x[10:]), goal) >= least
+
+
+def test_bad_calibration_input_is_refused_with_the_reason():
+    w = world(1.0)
+    reference, x = w["reference"].of(slice(0, 3)), w["x"][:3]
+    with pytest.raises(DiffsampError, match="got 3; a calibration needs at least 4"):
+        search_ratios(unipc(5), reference, w["toy"].denoiser(w["labels"][:3]), x)
+    with pytest.warns(UserWarning, match="10 are advised"):
+        search_ratios(unipc(5), w["reference"].of(slice(0, 5)), w["toy"].denoiser(w["labels"][:5]), w["x"][:5])
+    with pytest.raises(DiffsampError, match="not finite"):
+        search_ratios(unipc(5), w["reference"].of(slice(0, 10)), lambda x, level: x * float("nan"), w["x"][:10])
+    heun = solver("heun")(VP, grid("linspace", VP, 6))
+    with pytest.raises(DiffsampError, match="not a multistep"):
+        search_ratios(heun, w["reference"].of(slice(0, 10)), w["toy"].denoiser(w["labels"][:10]), w["x"][:10])
+
+
+# -- cascade regression ---------------------------------------------------------------------------------------------
+
+
+def test_cascade_reproduces_ratios_of_its_own_form_and_refuses_beyond_its_domain():
+    generator = np.random.default_rng(0)
+    truth = Cascade(generator.normal(size=(4, 3, 3)), generator.normal(size=(3, 3)), (5, 20), (1.0, 12.0))
+    table = {(n, g): truth.ratios(n, g) for n in range(5, 21, 3) for g in (1.0, 3.0, 7.5, 12.0)}
+    fitted = fit_cascade(table)
+    for n, g in ((6, 2.0), (9, 5.0), (19, 11.0)):
+        assert np.allclose(fitted.ratios(n, g), truth.ratios(n, g), atol=1e-6)
+    with pytest.raises(DiffsampError, match="NFE 5 to 20"):
+        fitted.ratios(30, 3.0)
+    with pytest.warns(UserWarning, match="using ratio 1"):
+        assert fitted.ratios(4, 3.0, outside="ones") == (1.0,) * 4
+
+
+def test_separate_last_ratio_follows_a_jump_that_the_cubic_cannot():
+    table = {(n, g): (1.0,) * (n - 1) + (1.8,) for n in range(5, 16) for g in (1.0, 3.0, 7.5)}
+    ours, published = fit_cascade(table), fit_cascade(table, separate_last=False)
+    target = np.array(table[(10, 3.0)])
+    assert np.abs(np.array(ours.ratios(10, 3.0)) - target).max() < 1e-6
+    assert np.abs(np.array(published.ratios(10, 3.0)) - target).max() > 0.1
