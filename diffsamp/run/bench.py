@@ -26,7 +26,7 @@ Told = Callable[[Cell, int, int], None]
 
 @dataclass
 class Bench:
-    """What is asked of a benchmark. `samples_from` names the reference solver of the trajectory error, as solver@calls."""
+    """What is asked of a benchmark; `samples_from` is the trajectory error's reference, as solver@calls."""
 
     root: Path
     model: str = "fashion"
@@ -72,7 +72,8 @@ class Bench:
         found = [(cell, *runner.run(cell)) for cell in cells]
         paths: dict[Any, np.ndarray] = {}
         if "trajectory" in wanted:
-            paths = {scale: runner.run(self._reference_cell(scale))[0].arrays["samples"] for scale in self.guidance_scale}
+            for scale in self.guidance_scale:
+                paths[scale] = runner.run(self._reference_cell(scale))[0].arrays["samples"]
         return self._write(protocol, features, real, wanted, found, paths, runner.fingerprint)
 
     def _reference_cell(self, scale: float | None) -> Cell:

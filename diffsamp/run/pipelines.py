@@ -18,7 +18,7 @@ from diffsamp.run.matrix import Cell, stock_options
 
 
 def load_model(model: str, device: str = "cpu") -> tuple[Any, str]:
-    """A pipeline and a fingerprint of its weights: an embedded model by name, or a local folder of diffusers' layout."""
+    """A pipeline and its weights' fingerprint: an embedded model by name, or a local folder of diffusers' layout."""
     from diffsamp import models
 
     if model in models.names():

@@ -72,7 +72,8 @@ def test_missing_weights_say_where_to_get_and_put_them(monkeypatch, tmp_path):
     monkeypatch.delenv("DIFFSAMP_WEIGHTS", raising=False)
     with pytest.raises(DiffsampError, match="not found") as caught:
         extractor("inception-fid")
-    assert weights.URL in str(caught.value) and str(tmp_path / "hub" / "checkpoints" / weights.FILES[0]) in str(caught.value)
+    place = tmp_path / "hub" / "checkpoints" / weights.FILES[0]
+    assert weights.URL in str(caught.value) and str(place) in str(caught.value)
 
 
 @pytest.mark.parametrize("name", weights.FILES)
