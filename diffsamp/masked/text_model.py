@@ -163,7 +163,7 @@ class TextModel:
     def encode(self, text: str) -> list[int]:
         """Token ids; the text may not name the mask token."""
         if "[MASK]" in text:
-            raise DiffsampError("prompt holds the mask token [MASK]; use --infill with ___ for a hole")
+            raise DiffsampError("prompt holds the mask token [MASK]; write holes as [mask] in an infill text")
         return self.tokenizer.encode(text).ids
 
     def decode(self, ids: Sequence[int], hole: str = "_") -> str:
@@ -189,12 +189,16 @@ class TextModel:
         return torch.tensor([ids + [self.mask_id] * (length - len(ids))], dtype=torch.int64)
 
     def holes(self, text: str, default: int = 8) -> Tensor:
-        """Int64 (1, L): text in which `___` is a hole of `default` tokens and `___N` one of N."""
+        """Int64 (1, L): text with holes, `[mask]` or `___` of `default` tokens, `[mask:N]` or `___N` of N."""
         ids: list[int] = []
-        for i, part in enumerate(re.split(r"(___\d*)", text)):
-            ids += self.encode(part) if i % 2 == 0 else [self.mask_id] * (int(part[3:]) if len(part) > 3 else default)
+        for part in re.split(r"(___\d*|\[mask(?::\d+)?\])", text):
+            if re.fullmatch(r"___\d*|\[mask(?::\d+)?\]", part):
+                size = re.search(r"\d+", part)
+                ids += [self.mask_id] * (int(size[0]) if size else default)
+            else:
+                ids += self.encode(part)
         if self.mask_id not in ids:
-            raise DiffsampError(f"infill={text!r:.60} has no hole; write ___ for one of {default} tokens, or ___N")
+            raise DiffsampError(f"infill={text!r:.60} has no hole; write [mask] for {default} tokens, or [mask:N]")
         if len(ids) > self.max_length:
             raise DiffsampError(f"infill has {len(ids)} tokens; the model takes at most {self.max_length}")
         return torch.tensor([ids], dtype=torch.int64)

@@ -1,0 +1,71 @@
+"""Turn a run of `train_kjv.py` into the files of the package, with the figures of its card.
+
+    python benchmarks/training/export_kjv.py run diffsamp/models
+
+Writes kjv.safetensors (float16), kjv.tokenizer.json, kjv.json, and the held-out token ids that `benchmarks/masked.py`
+reads. The baselines are an interpolated Kneser-Ney unigram and trigram over the same tokens, trained on the judge's
+chapters and scored on the test chapters; the model's figure is its ELBO on the test chapters, an upper bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load, load_file
+from tokenizers import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from kneser_ney import KneserNey  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("models", type=Path)
+    parser.add_argument("--quick", action="store_true", help="accepted for uniformity; the script takes seconds")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    content = (args.run / "kjv.safetensors").read_bytes()
+    network = json.loads((args.run / "kjv.json").read_text())
+    log = [json.loads(line) for line in (args.run / "log.jsonl").read_text().splitlines()]
+    last = [line for line in log if "test_elbo" in line][-1]
+    heldout = load_file(str(args.run / "kjv_heldout.safetensors"))
+    judge, test = heldout["judge"].tolist(), heldout["test"].tolist()
+    tokenizer = Tokenizer.from_file(str(args.run / "kjv.tokenizer.json"))
+    characters = len(tokenizer.decode(test)) / len(test)
+    baselines = {f"{n}-gram": KneserNey(judge, n, network["mask_id"]).nats(test) for n in (1, 3)}
+    facts = {
+        "kind": "masked text", "weights": "kjv.safetensors", "sha256": hashlib.sha256(content).hexdigest(),
+        "network": network, "parameters": last["parameters"],
+        "training": {"steps": last["step"], "tokens": last["tokens"], "cpu_seconds": last["cpu_seconds"],
+                     "text": "King James Bible, chapters 0-15 of every 20"},
+        "figures": {"test_elbo_nats_per_token": round(last["test_elbo"], 4),
+                    "test_perplexity_bound": round(math.exp(last["test_elbo"]), 2),
+                    "test_bits_per_character_bound": round(last["test_elbo"] / math.log(2) / characters, 3),
+                    **{f"test_perplexity_{k}": round(math.exp(v), 2) for k, v in baselines.items()}},
+    }  # fmt: skip
+    load(content)  # readable
+    for name in ("kjv.safetensors", "kjv.tokenizer.json"):
+        shutil.copy(args.run / name, args.models / (name + ".part"))
+        os.replace(args.models / (name + ".part"), args.models / name)
+    temporary = args.models / "kjv.json.part"
+    temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    os.replace(temporary, args.models / "kjv.json")
+    data = Path(__file__).parents[1] / "data"
+    data.mkdir(exist_ok=True)
+    shutil.copy(args.run / "kjv_heldout.safetensors", data / "kjv_heldout.safetensors")
+    shutil.copy(args.run / "log.jsonl", Path(__file__).parent / "kjv_log.jsonl")
+    print(json.dumps(facts) if args.json else json.dumps(facts["figures"], indent=1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
