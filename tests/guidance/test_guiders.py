@@ -9,6 +9,7 @@ from diffusers.modular_pipelines import BlockState
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLLoopDenoiser
 from guided_pipelines import VP_CONFIG, build, noise, run
 
+import diffsamp
 from diffsamp.adapters.guidance_hook import attach
 from diffsamp.adapters.guiders import APGGuidance, MethodGuidance
 from diffsamp.adapters.kdiffusion_guidance import DenoisedGuidance, GuidedDenoiser, comfy_cfg_function
@@ -88,7 +89,7 @@ def test_guider_configuration_is_saved_and_found_again(tmp_path):
         guider.save_pretrained(tmp_path / type(guider).__name__)
         again = type(guider).from_pretrained(tmp_path / type(guider).__name__)
         assert again.guidance == guider.guidance
-        assert type(guider).__module__ == "diffsamp"
+        assert type(guider).__module__ == "diffsamp" and getattr(diffsamp, type(guider).__name__) is type(guider)
         assert guider.new().guidance == guider.guidance
         assert "guidance" in repr(guider)
 
