@@ -12,6 +12,7 @@ import functools
 import inspect
 import textwrap
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import DiffsampError
 
@@ -68,7 +69,7 @@ def cfg_form(kind: type) -> CFGForm:
         raise refuse("it preconditions the prediction itself")
     values = _assignments(tree, {uncond, cond})
     split = [(names, value) for names, value in values if isinstance(names, tuple) and {uncond, cond} <= set(names)]
-    common = dict(
+    common: dict[str, Any] = dict(
         sign=-1.0 if _negates(tree) else 1.0,
         scale_stored=scale in _STORED_SCALES,
         keeps_norm="cond_norm / noise_norm" in source,
@@ -110,8 +111,8 @@ def _guided_sums(tree: ast.AST) -> list[tuple[str, str, str]]:
     return found
 
 
-def _assignments(tree: ast.AST, wanted: set[str]) -> list[tuple[str | tuple[str, ...], ast.AST]]:
-    found: list[tuple[str | tuple[str, ...], ast.AST]] = []
+def _assignments(tree: ast.AST, wanted: set[str]) -> list[tuple[str | tuple[str, ...], ast.expr]]:
+    found: list[tuple[str | tuple[str, ...], ast.expr]] = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Assign):
             continue

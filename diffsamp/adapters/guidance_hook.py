@@ -296,7 +296,7 @@ class _Call:
         self.hook, self.name = hook, name
 
     def __call__(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-        return self.hook.call(self.name, module, args, kwargs, output)
+        return self.hook.call(self.name, module, args, kwargs, output)  # type: ignore[attr-defined]
 
 
 def _innermost(guidance: Guidance) -> Any:
@@ -305,7 +305,7 @@ def _innermost(guidance: Guidance) -> Any:
 
 def _config(owner: Any, name: str) -> Any:
     config = getattr(owner, "config", None)
-    return config.get(name) if hasattr(config, "get") else getattr(config, name, None)
+    return getattr(config, name, None) if config is None or not hasattr(config, "get") else config.get(name)
 
 
 def _tensor_of(output: Any) -> torch.Tensor:

@@ -54,7 +54,7 @@ class _X0Guider(BaseGuidance):
 
     # -- the interface of diffusers -----------------------------------------------------------------------------------
 
-    def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor) -> None:
+    def set_state(self, step: int, num_inference_steps: int, timestep: Any) -> None:
         """Called before every step; a run begins at step 0, or where the schedule is a new one."""
         super().set_state(step, num_inference_steps, timestep)
         scheduler = self._scheduler
@@ -77,8 +77,8 @@ class _X0Guider(BaseGuidance):
     def _watch(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._seen = denoiser_input(args, kwargs), denoiser_timestep(args, kwargs)
 
-    def prepare_inputs(self, data: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> list:
-        """One batch per prediction."""
+    def prepare_inputs(self, data: Any) -> list:
+        """One batch per prediction; ``data``: name -> (conditional, unconditional)."""
         names = self._input_predictions[: self.num_conditions]
         return [self._prepare_batch(data, i, name) for i, name in enumerate(names)]
 

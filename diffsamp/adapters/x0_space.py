@@ -30,7 +30,7 @@ def guided_prediction(
     if guidance.linear:
         return guidance(state, cond, uncond, x, here.level)
     if here.p is None or here.q is None or here.level.sigma < SIGMA_FLOOR:
-        return cfg(cond, uncond, guidance.guidance_scale), state.advance(state.buffer)
+        return cfg(cond, uncond, guidance.guidance_scale or 1.0), state.advance(state.buffer)
     wide = torch.promote_types(cond.dtype, torch.float32)
     c, noisy = cond.to(wide), x.to(wide) * here.p
     c0, u0 = torch.add(noisy, c, alpha=here.q), torch.add(noisy, uncond.to(wide), alpha=here.q)

@@ -125,7 +125,13 @@ class APG(GuidanceBase):
             raise DiffsampError(f"norm_kind: got {self.norm_kind!r}; accepted: {', '.join(NORM_KINDS)}")
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0)
         out, buffer = apg(

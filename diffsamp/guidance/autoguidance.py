@@ -46,7 +46,13 @@ class AutoGuidance(GuidanceBase):
         object.__setattr__(self, "skip_layers", layers)
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0, "weak x0")
         return cfg(cond_x0, uncond_x0, self.scale), state.advance()

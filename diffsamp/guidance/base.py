@@ -13,6 +13,7 @@ another result in another space; callers convert with :meth:`diffsamp.process.Pr
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -108,7 +109,7 @@ class Guidance(Protocol):
         ...
 
 
-class GuidanceBase:
+class GuidanceBase(ABC):
     """The part that all methods share: no memory, two predictions. Methods are frozen dataclasses."""
 
     conditions = 2
@@ -130,13 +131,25 @@ class GuidanceBase:
         """State at the start of a run; ``steps`` is the number of evaluations, where known."""
         return GuidanceState(0, steps, None)
 
+    @abstractmethod
+    def __call__(
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
+    ) -> tuple[torch.Tensor, GuidanceState]:
+        """One evaluation; see :meth:`Guidance.__call__`."""
+
 
 def check_scale(value: Any, name: str = "guidance_scale", *, optional: bool = False) -> None:
     """Refuse a scale below 1 or not finite; None passes where ``optional``."""
     if value is None and optional:
         return
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not math.isfinite(value) or value < 1.0:
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(number) and number >= 1.0):
         raise DiffsampError(f"{name}: got {value!r}; must be a finite number of 1 or above (1 is no guidance)")
 
 

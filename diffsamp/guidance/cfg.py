@@ -34,7 +34,13 @@ class CFG(GuidanceBase):
         check_scale(self.guidance_scale, optional=True)
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0)
         return cfg(cond_x0, uncond_x0, self.scale), state.advance()

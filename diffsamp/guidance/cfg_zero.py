@@ -46,7 +46,13 @@ class CFGZeroStar(GuidanceBase):
             raise DiffsampError(f"zero_steps: got {self.zero_steps!r}; must be a whole number of 0 or above")
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0)
         after = state.advance()

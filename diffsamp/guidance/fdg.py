@@ -72,7 +72,13 @@ class FrequencyDecoupled(GuidanceBase):
             raise DiffsampError(f"levels: got {self.levels!r}; must be a whole number of 2 or above")
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0)
         if cond_x0.ndim < 4:

@@ -48,7 +48,13 @@ class RescaledCFG(GuidanceBase):
             raise DiffsampError(f"space: got {self.space!r}; accepted: {', '.join(SPACES)}")
 
     def __call__(
-        self, state: GuidanceState, cond_x0: torch.Tensor, uncond_x0: torch.Tensor, x: torch.Tensor, level: LevelLike
+        self,
+        state: GuidanceState,
+        cond_x0: torch.Tensor,
+        uncond_x0: torch.Tensor,
+        x: torch.Tensor,
+        level: LevelLike,
+        *extra_x0: torch.Tensor,
     ) -> tuple[torch.Tensor, GuidanceState]:
         check_pair(cond_x0, uncond_x0)
         guided = cfg(cond_x0, uncond_x0, self.scale)
