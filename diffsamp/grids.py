@@ -207,7 +207,7 @@ def _trailing(process: Process, n: int) -> np.ndarray:
 
 
 def _quadratic(process: Process, n: int) -> np.ndarray:
-    return (np.linspace(0, math.sqrt(0.8 * process.num_train_timesteps), n) ** 2).round()[::-1] + 1
+    return (np.linspace(0, math.sqrt(0.8 * process.num_train_timesteps), n) ** 2)[::-1] + 1
 
 
 # -- spacings in the ratio --------------------------------------------------------------------------------------------

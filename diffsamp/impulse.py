@@ -44,6 +44,8 @@ def respond(
         run.set_timesteps(num_inference_steps)
     if exact:
         _sharpen(run, sigmas)
+    if hasattr(run, "set_begin_index"):
+        run.set_begin_index(0)
     n = len(run.timesteps)
     unit = torch.eye(1 + 2 * n, dtype=torch.float64)
     drawn = 0

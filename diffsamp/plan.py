@@ -242,7 +242,7 @@ class Plan:
         x: np.ndarray,
         output: Callable[[int, Row, np.ndarray], np.ndarray],
         noise: Callable[[int], np.ndarray] | None = None,
-        visit: Callable[[int, Row, np.ndarray, np.ndarray], None] | None = None,
+        visit: Callable[[int, Row, np.ndarray, np.ndarray], Any] | None = None,
     ) -> np.ndarray:
         """Run the table in float64 on numpy arrays: the definition that the engine is tested against.
 
@@ -250,7 +250,7 @@ class Plan:
             x: the start, any shape.
             output: ``(i, row, input) -> m`` in the plan's form.
             noise: ``i -> fresh unit noise``.
-            visit: called after each row with ``(i, row, next input, base)``.
+            visit: called after each row with ``(i, row, next input, base)``; a pair that it returns takes their place.
 
         Returns:
             the final sample, shape of ``x``.
@@ -281,7 +281,7 @@ class Plan:
             if row.correct is None:
                 base = current
             if visit is not None:
-                visit(i, row, current, base)
+                current, base = visit(i, row, current, base) or (current, base)
         return current
 
     def response(self, prediction: str = "sample") -> np.ndarray:

@@ -5,9 +5,10 @@ x_t = alpha_t/alpha_s·(phi_t/phi_s)·x + alpha_t·(1 − phi_t/phi_s)·m_0
       + alpha_t·[(r_t − r_s)²/2 + phi_t·∫_{r_t}^{r_s} (r − r_s)/phi dr]·D_2
       + alpha_t·sqrt(r_t² − r_s²·(phi_t/phi_s)²)·noise
 
-D_1, D_2 are the first and second derivatives of the x0 prediction in r by backward differences. phi(r) = r is the ODE;
-the default phi(r) = r·(exp(r^0.3) + 10) is the paper's recommended one (ER SDE 5).
-Order 1 to 3 in the deterministic limit, one evaluation per step, stochastic.
+D_1, D_2 are the first and second derivatives of the x0 prediction in r. phi(r) = r is the ODE; the default
+phi(r) = r·(exp(r^0.3) + 10) is the paper's recommended one (ER SDE 5). The derivatives come from Newton's interpolation
+of the last three outputs: the published code takes plain backward differences, which leaves its third-order variant at
+order 2 (measured). Order 1 to 3 in the deterministic limit, one evaluation per step, stochastic.
 Source: Cui et al. 2023, arXiv:2309.06169, Eq. 13 to 16, Algorithms 1 and 2.
 
 @article{cui2023ersde, title={Elucidating the Solution Space of Extended Reverse-Time SDE for Diffusion Models},
@@ -55,13 +56,14 @@ def er_sde(process: Process, grid: Grid, *, order: int = 3, scale: str = "er5") 
             r = np.exp(u)
             density = 0.5 * (math.log(rs) - math.log(rt)) * _W * r * float(phi(np.float64(rt))) / phi(r)
             r1 = nodes[i - 1].noise_to_signal
-            first = t.alpha * (rt - rs + float(density.sum())) / (rs - r1)
-            m[0] += first
-            m[1] -= first
+            linear = t.alpha * (rt - rs + float(density.sum()))
+            m[0] += linear / (rs - r1)
+            m[1] -= linear / (rs - r1)
             if now == 3:
+                # Newton's form: (r − r_s)·[s, 1] + (r − r_s)·(r − r_1)·[s, 1, 2]
                 r2 = nodes[i - 2].noise_to_signal
-                second = t.alpha * ((rt - rs) ** 2 / 2 + float((density * (r - rs)).sum()))
-                second /= (rs - r2) / 2
+                square = t.alpha * ((rt - rs) ** 2 + 2 * float((density * (r - rs)).sum()))
+                second = (square + linear * (rs - r1)) / (rs - r2)
                 m[0] += second / (rs - r1)
                 m[1] -= second / (rs - r1) + second / (r1 - r2)
                 m[2] += second / (r1 - r2)

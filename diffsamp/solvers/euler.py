@@ -2,7 +2,7 @@
 
 x_t/alpha_t = x_s/alpha_s + (r_t − r_s)·epsilon,   r = sigma/alpha
 
-Order 1, one evaluation per step, deterministic. The same map as DDIM, written in the epsilon form.
+Order 1, one evaluation per step, deterministic. The same map as DDIM.
 Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 1 without its correction; Song et al. 2021, arXiv:2011.13456.
 Twin: diffusers EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler.
 
@@ -21,10 +21,9 @@ from .exponential import carry, weights
 
 @register_solver("euler", order=1, twin=("EulerDiscreteScheduler", {}))
 def euler(process: Process, grid: Grid) -> Plan:
-    rows = [
-        Row(s, t, Mix(base=carry("epsilon", s, t), m=(weights("epsilon", s, t, 1),))) for s, t in grid.intervals()
-    ]
-    return Plan(tuple(rows), process, grid, form="epsilon")
+    # In the epsilon form a start without signal would divide by alpha; the x0 form is the same map and does not.
+    rows = [Row(s, t, Mix(base=carry("x0", s, t), m=(weights("x0", s, t, 1),))) for s, t in grid.intervals()]
+    return Plan(tuple(rows), process, grid, form="x0")
 
 
 euler.__doc__ = __doc__

@@ -40,7 +40,7 @@ def heun(process: Process, grid: Grid) -> Plan:
             half = t.alpha * step / 2
             full = Mix(base=t.alpha / s.alpha, m=(half, half))
         rows.append(Row(t, t, full))
-    return Plan(tuple(rows), process, grid, form="x0" if process.kind == "flow" else "epsilon")
+    return Plan(tuple(rows), process, grid, form="x0" if process.kind == "flow" else "epsilon", order=2)
 
 
 heun.__doc__ = __doc__

@@ -75,7 +75,7 @@ def dpmpp_2s(
     return _singlestep(process, grid, 2, form, variant, lower_order_final)
 
 
-@register_solver("dpmpp-3s", order=3, twin=("DPMSolverSinglestepScheduler", {"solver_order": 3}))
+@register_solver("dpmpp-3s", order=3, twin=("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}))
 def dpmpp_3s(
     process: Process, grid: Grid, *, form: str = "x0", variant: str = "heun", lower_order_final: bool = True
 ) -> Plan:
