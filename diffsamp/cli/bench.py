@@ -1,4 +1,4 @@
-"""``diffsamp bench``: quality against network calls of any solvers on any model, resumable, on any number of processes."""
+"""``diffsamp bench``: quality against network calls of any solvers on any model, resumable, on many processes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def bench(
     cells = job.cells()
     if dry_run:
         calls = sum(cell.nfe for cell in cells) * n
-        print(json.dumps({"out": str(out), "cells": [c.name for c in cells], "pictures": n * len(cells), "calls": calls}))
+        names = [cell.name for cell in cells]
+        print(json.dumps({"out": str(out), "cells": names, "pictures": n * len(cells), "calls": calls}))
         return
     first = ranks(engine)[0] == 0
     results = job.run() if as_json or not first else _with_progress(job)

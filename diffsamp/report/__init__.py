@@ -1,4 +1,4 @@
-"""Reports of benchmarks: a table in the terminal, and one self-contained HTML file with curves, pictures and recipes."""
+"""Reports of benchmarks: a table in the terminal, and one HTML file with curves, pictures and recipes."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from diffsamp.run.chunk import write_whole
 
 
 def write_png(results: dict[str, Any], path: Path, metric: str | None = None) -> None:
-    """One metric (the first by default) against network calls, with 95 % intervals, on a logarithmic axis where it fits."""
+    """One metric (the first by default) against network calls, with 95 % intervals; logarithmic where it fits."""
     from matplotlib.figure import Figure
 
     name = metric or metric_names(results)[0]

@@ -7,6 +7,7 @@ shapes and bytes of the arrays, so it is the same wherever and whenever the chun
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -53,12 +54,17 @@ def write_whole(path: Path, data: bytes, *, sync: bool = True) -> None:
         if sync:
             _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise DiffsampError(f"cannot write {path}: {error.strerror or error}; what is finished is kept, free the disk "
                             f"or mend the rights and run the same command again") from None  # fmt: skip
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # it may never have been made
+        temporary.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -123,6 +123,11 @@ class RunFolder:
         except FileNotFoundError:
             pass  # another process was quicker
 
+    def sweep(self) -> None:
+        """Remove what killed writers left under temporary names; for finished runs, where nobody writes any more."""
+        for path in (self.root / "chunks").glob("*/.chunk-*.tmp"):
+            path.unlink(missing_ok=True)
+
     def verify(self) -> list[int]:
         """The chunks that are missing or do not match their own or the manifest's hash; reads every file."""
         bad, entries = [], manifest.read(self.root)

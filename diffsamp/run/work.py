@@ -62,7 +62,9 @@ def run_chunks(
         while True:
             _sweep(folder, claims, generate, done, rank, world, progress)
             try:
-                return folder.result()
+                result = folder.result()
+                folder.sweep()
+                return result
             except CorruptChunk:
                 # One process judges; the others see the chunk missing and help to make it again.
                 if claims.take(REDUCE):

@@ -1,4 +1,4 @@
-"""Two ranks of a launcher: a run on a shared folder, then metrics of uneven and of empty ranks. Prints JSON from rank 0."""
+"""Two ranks of a launcher: a run on a shared folder, then metrics of uneven and empty ranks, as JSON by rank 0."""
 
 from __future__ import annotations
 

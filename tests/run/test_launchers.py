@@ -27,7 +27,7 @@ def launch(tool: str, folder, out) -> dict:
     if tool == "torchrun":
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}"]
     else:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=2"]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
         command += ["--num_machines=1", "--mixed_precision=no"]
         command += ["--dynamo_backend=no", "--num_cpu_threads_per_process=1", f"--main_process_port={port}"]
     command += [script, str(folder), str(out)]

@@ -103,6 +103,7 @@ def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
                     chunk_path(folder, index).unlink()
                 done_before = 0
         assert finish(start(folder, n, chunk, 0.0)) == expected
+        assert not list(folder.rglob("*.tmp"))  # nor is anything left of the killed writers
     finally:
         stop.set()
         watcher.join()
@@ -194,7 +195,7 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_afterwards(tmp_path, m
 
 
 def test_read_only_folder_is_one_clear_line(tmp_path, monkeypatch):
-    # Rights do not bind the superuser, so the refusal is the kernel's own for a file in place of the folder, and EROFS.
+    # Rights do not bind the superuser, so the refusals are a file in place of the folder, and EROFS.
     (tmp_path / "file").write_text("")
     with pytest.raises(DiffsampError, match="cannot write"):
         run_chunks(tmp_path / "file" / "r", {}, generate, 8, chunk=4)
@@ -225,5 +226,5 @@ def test_a_chunk_file_is_the_same_bytes_wherever_it_is_made(tmp_path):
 
 
 def test_run_needs_no_torch():
-    code = "import sys, diffsamp.run as r; r.run_chunks, r.run_on; assert 'torch' not in sys.modules, 'torch was imported'"
+    code = "import sys, diffsamp.run as r; r.run_chunks, r.run_on; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True)
