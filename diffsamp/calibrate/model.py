@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,6 +107,7 @@ def process_of(config: dict[str, Any]) -> Process:
 
 def embedded(name: str = "fashion") -> Model:
     """The embedded model of this name."""
+    from ..models import fingerprint as of_file
     from ..models import load
 
-    return from_pipeline(load(name), name)
+    return replace(from_pipeline(load(name), name), sha256=of_file(name))

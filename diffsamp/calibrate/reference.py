@@ -105,6 +105,10 @@ class Reference:
             raise DiffsampError(f"level: the reference has no state at sigma/alpha {level.noise_to_signal:.6g}")
         return self._states[key]
 
+    def covers(self, levels: Iterable[Level]) -> bool:
+        """Whether every one of ``levels`` was visited."""
+        return all(self._key(level) in self._states for level in levels)
+
     def of(self, chosen: slice) -> Reference:
         """The reference of some of the points."""
         part = object.__new__(Reference)

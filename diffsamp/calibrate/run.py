@@ -128,9 +128,9 @@ _kept: dict[tuple[object, ...], Reference] = {}
 def _reference(
     model: Model, levels: list[Level], scale: float, x: torch.Tensor, labels: torch.Tensor, steps: int
 ) -> Reference:
-    """The fine run, shared by calibrations of one process that differ in method or solver only."""
-    key = (model.sha256, model.process, levels_digest(levels), scale, steps, tuple(x.shape), float(x.double().sum()))
-    if key not in _kept:
+    """The fine run; one that visited these levels already, for another method or solver, serves again."""
+    key = (model.sha256, model.process, scale, steps, tuple(x.shape), float(x.double().sum()))
+    if key not in _kept or not _kept[key].covers(levels):
         if len(_kept) >= 8:
             _kept.pop(next(iter(_kept)))
         _kept[key] = Reference(

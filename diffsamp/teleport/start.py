@@ -1,7 +1,7 @@
 """Where to start: the teleported sample, the grid below it, and the rule that picks the level.
 
-Rule: run the production solver once on a few noises; at each of its levels compare the distance to the teleported state
-with the solver's own error (n against 2n steps); take the lowest level where teleporting is no worse than solving.
+Rule: run the production solver on a few noises; at each of its levels compare the distance of the teleported state to the
+solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no larger.
 Refused below 5 standard deviations of the data (fidelity to the same run) or 3.5 (same distribution).
 """
 
@@ -129,15 +129,16 @@ def choose_start(
         return kept
 
     coarse, better = states(grid), states(fine)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).double().square().flatten(1).mean(1).median())
+
+    end = round(grid.levels[-1].lambda_, 9)
+    error = distance(coarse[end], better[end])
     found, table = None, []
     for i, level in enumerate(grid.levels[1:-1], start=1):
         moved = teleport(stats, x, grid.levels[0], level, labels=labels, guidance_scale=guidance_scale, force=True)
-        key = round(level.lambda_, 9)
-
-        def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-            return float((a - b).double().square().flatten(1).mean(1).median())
-
-        gap, error = distance(moved, better[key]), distance(coarse[key], better[key])
+        gap = distance(moved, better[round(level.lambda_, 9)])
         table.append((level.noise_to_signal, gap, error))
         if gap <= error and level.noise_to_signal >= limit:
             found = (level, i)

@@ -368,18 +368,21 @@ def test_search_agrees_with_the_published_optimiser(scale, n):
     assert ours == pytest.approx(published, rel=0.1)
 
 
-@pytest.mark.parametrize(("scale", "n", "least"), [(1.0, 5, 1.2), (3.0, 5, 1.2), (7.5, 5, 1.2), (1.0, 10, 4.0), (3.0, 10, 4.0)])
+@pytest.mark.parametrize("scale", [1.0, 3.0, 7.5])
+@pytest.mark.parametrize(("n", "least"), [(5, 1.2), (10, 4.0)])
 def test_gains_on_a_flow_process(scale, n, least):
     toy = toys.img()
-    (a, la), (b, lb) = toy.noise(10, 100), toy.noise(64, 7)
-    labels = torch.cat([la, lb])
+    parts = [toy.noise(10, 100 + draw) for draw in range(3)] + [toy.noise(64, 7)]
+    labels = torch.cat([label for _, label in parts])
     plan = solver("unipc", disable_corrector=(0,))(FLOW, grid("linspace", FLOW, n))
-    x = torch.cat([a, b]) * plan.first_level.sigma
+    x = torch.cat([noise for noise, _ in parts]) * plan.first_level.sigma
     reference = Reference(FLOW, plan.grid.levels, toy.denoiser(labels, scale), x, steps=400)
-    result = search_ratios(plan, reference.of(slice(0, 10)), toy.denoiser(la, scale), x[:10])
-    goal, unseen = reference.of(slice(10, None)).at(plan.last_level), toy.denoiser(lb, scale)
-    base = mse(engine.sample(plan, unseen, x[10:]), goal)
-    assert base / mse(engine.sample(dc(plan, ratios=result.values), unseen, x[10:]), goal) >= least
+    goal, unseen = reference.of(slice(30, None)).at(plan.last_level), toy.denoiser(labels[30:], scale)
+    base, gains = mse(engine.sample(plan, unseen, x[30:]), goal), []
+    for part in (slice(0, 10), slice(10, 20), slice(20, 30)):
+        result = search_ratios(plan, reference.of(part), toy.denoiser(labels[part], scale), x[part])
+        gains.append(base / mse(engine.sample(dc(plan, ratios=result.values), unseen, x[30:]), goal))
+    assert statistics.median(gains) >= least
 
 
 def test_bad_calibration_input_is_refused_with_the_reason():

@@ -1,0 +1,107 @@
+"""Make the artifacts that ship with the embedded image model: one command, to be run again when its weights change.
+
+    python benchmarks/calibrate_fashion.py            # everything, continuing what is there for these weights
+    python benchmarks/calibrate_fashion.py --quick    # one setting per method, to a temporary folder
+
+Files of other weights are replaced. Statistics of the data need Fashion-MNIST (--data; see benchmarks/training).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "training"))
+
+from diffsamp import calibrate, teleport
+from diffsamp.calibrate.artifact import SHIPPED, Artifact, filename
+from diffsamp.errors import DiffsampError
+
+SCALES = (1.0, 3.0, 7.5)
+FEW = (4, 5, 6, 8, 10)
+# The first job of a scale makes the fine run that the others share.
+JOBS = (
+    ("dc", "unipc", calibrate.calibrate_dc, FEW, {}),
+    ("dc", "dpmpp-2m", calibrate.calibrate_dc, FEW, {}),
+    ("dc", "ddim", calibrate.calibrate_dc, FEW, {"k": 1}),
+    ("dualfast", "ddim", calibrate.calibrate_dualfast, FEW, {}),
+    ("dualfast", "dpmpp-2m", calibrate.calibrate_dualfast, FEW, {}),
+    ("dc", "deis", calibrate.calibrate_dc, FEW, {}),
+    ("all", "unipc", calibrate.calibrate_all, (5, 8), {}),
+    ("grid", "unipc", calibrate.calibrate_grid, (5, 8), {"trials": 16}),
+    ("dc", "unipc", calibrate.calibrate_dc, (7, 9, 11, 12, 13, 14, 15), {}),
+)
+
+
+def statistics(data: str | None, folder: Path) -> Path:
+    """Mean and covariance of the training pictures, per class too, in the model's range [-1, 1]."""
+    from fashion_data import load_split
+
+    images, labels = load_split("train", data)
+    x = torch.from_numpy(images.copy()).float()[:, None] / 127.5 - 1
+    y = torch.from_numpy(labels.copy()).long()
+    parts = zip(x.split(5000), y.split(5000), strict=True)
+    key = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
+    return teleport.gather(parts, rank=96, key=key).save(folder / "fashion-gaussian.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--data", help="folder of the Fashion-MNIST files")
+    parser.add_argument("--out", type=Path, default=SHIPPED)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = Path(tempfile.mkdtemp()) if args.quick else args.out
+    model = calibrate.embedded("fashion")
+    rows = []
+    if not args.quick:
+        try:
+            statistics(args.data, folder)
+        except (OSError, SystemExit) as error:
+            print(f"statistics skipped: {error}", file=sys.stderr)
+    for method, solver, run, nfe, options in JOBS[:1] if args.quick else JOBS:
+        path = folder / filename("fashion", method, solver)
+        if path.exists() and Artifact.load(path).model["sha256"] != model.sha256:
+            path.unlink()
+        began = time.process_time()
+
+        def progress(what: str, done: int, total: int, method=method, solver=solver, began=began) -> None:
+            spent = time.process_time() - began
+            print(f"{method} {solver}: {what} ({done}/{total}, {spent:.0f} CPU-s)", file=sys.stderr, flush=True)
+
+        artifact = run(
+            model, nfe=nfe[:1] if args.quick else nfe, guidance_scale=SCALES[:1] if args.quick else SCALES, solver=solver,
+            out=path, held_out=6, reference_steps=60, progress=progress, **options,
+        )  # fmt: skip
+        for setting in artifact.settings.values():
+            rows.append(
+                {
+                    "method": method, "solver": solver, "nfe": setting.nfe, "guidance_scale": setting.guidance_scale,
+                    "kept": setting.kept, "calls": setting.calls, "before": setting.before, "after": setting.after,
+                    "held_out_before": setting.held_out_before, "held_out_after": setting.held_out_after,
+                }
+            )  # fmt: skip
+    if args.json:
+        print(json.dumps(rows))
+        return
+    print(f"{'method':9s} {'solver':9s} NFE guidance  held-out error before   after  calls")
+    for r in rows:
+        print(
+            f"{r['method']:9s} {r['solver']:9s} {r['nfe']:3d} {r['guidance_scale']:8g}  {r['held_out_before']:21.5f} "
+            f"{r['held_out_after']:7.5f} {r['calls']:6d}"
+        )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except DiffsampError as error:
+        raise SystemExit(f"error: {error}") from None
