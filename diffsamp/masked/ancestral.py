@@ -13,16 +13,24 @@ import torch
 from torch import Tensor
 
 from diffsamp.errors import DiffsampError
+from diffsamp.masked.categorical import UniformSource
 from diffsamp.masked.denoisers import Denoiser, call
 from diffsamp.masked.schedules import MaskSchedule, schedule
 
 
-def mixed_race(logits: Tensor, reveal: float, precision: str, generator: torch.Generator | None = None) -> Tensor:
-    """One step of the race for logits (R, V): a class, or V for "stays masked"; int64 (R,)."""
+def mixed_race(logits: Tensor, reveal: float, precision: str, generator: torch.Generator | None = None,
+               uniform: UniformSource | None = None) -> Tensor:
+    """One step of the race for logits (R, V): a class, or V for "stays masked"; int64 (R,).
+
+    `uniform(shape)` replaces the generator, as in `sample_categorical`.
+    """
     dtype = {"fp32": torch.float32, "fp64": torch.float64}[precision]
     p = logits.to(dtype).softmax(-1).mul_(reveal)
     p = torch.cat([p, p.new_full((p.shape[0], 1), 1 - reveal)], -1)
-    noise = torch.rand(p.shape, generator=generator, dtype=dtype, device=p.device)
+    if uniform is None:
+        noise = torch.rand(p.shape, generator=generator, dtype=dtype, device=p.device)
+    else:
+        noise = uniform(tuple(p.shape)).to(p.device, dtype)
     return p.div_(noise.log_().neg_()).argmax(-1)
 
 

@@ -163,7 +163,7 @@ def _pick(cumulative: Tensor, u: Tensor) -> Tensor:
 
 def _race(p: Tensor, u: Tensor) -> Tensor:
     """argmax of p / E, E = -log(u); a class of zero weight cannot win, whatever u is."""
-    key = p / -u.log()
+    key = p / u.log().abs()  # abs: at u = 1 the negative would be -0 and the quotient -inf
     return torch.where(p > 0, key, -1.0).argmax(-1)
 
 

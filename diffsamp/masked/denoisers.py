@@ -20,13 +20,13 @@ Denoiser = Callable[..., Tensor]
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether a callable takes the keyword `name`."""
+    """Whether a callable names the parameter `name`; a `**kwargs` that would swallow it does not count."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(target).parameters
     except (TypeError, ValueError):
         return False
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters
 
 
 def call(denoiser: Denoiser, x: Tensor, t: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor:
@@ -64,8 +64,7 @@ class MaskedLM:
         self.time_argument = time_argument
         self.vocab_size = vocab_size
         self._native_positions = accepts(model, "positions")
-        self._keeps_rows = accepts(model, "logits_to_keep") and "logits_to_keep" in inspect.signature(
-            model.forward if isinstance(model, torch.nn.Module) else model).parameters
+        self._keeps_rows = accepts(model, "logits_to_keep")
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, positions: Tensor | None = None) -> Tensor:
