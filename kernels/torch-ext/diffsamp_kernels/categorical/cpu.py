@@ -1,0 +1,80 @@
+"""The categorical draw on a CPU: softmax in float32 while a few rows are in cache, tile sums, two uniforms per row.
+
+``draw_rows(logits, uniforms) -> (tokens, logprob, lse)`` is the algorithm: logits (R, V), uniforms (R, 2) float64 of 53
+bits. Sums over tiles and inside the chosen tile are float64; a class of probability p is drawn with p(1 + O(1e-6)).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .naive import sample_categorical as dense
+from .naive import scaled_logits
+from .philox import row_uniforms
+
+_CHUNK = 1 << 17  # classes handled at a time
+_TILE = 256
+
+
+def _pick(cumulative: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """First index whose running total exceeds u·total, never one of zero weight."""
+    total = cumulative[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulative, u * total, right=True)
+    return torch.minimum(chosen, torch.searchsorted(cumulative, total))
+
+
+def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One token per row; logits are scaled already and nothing is checked."""
+    count, width = logits.shape
+    tokens = torch.empty(count, dtype=torch.int64)
+    logprob, lse = torch.empty(count), torch.empty(count)
+    rows = max(1, _CHUNK // width)
+    tiles, rest = width // _TILE, width % _TILE
+    inside = torch.arange(_TILE)
+    for first in range(0, count, rows):
+        part = slice(first, min(count, first + rows))
+        p = logits[part].softmax(1, dtype=torch.float32)
+        sums = p.new_empty((p.shape[0], tiles + (rest > 0)), dtype=torch.float64)
+        sums[:, :tiles] = p[:, : tiles * _TILE].unflatten(1, (tiles, _TILE)).sum(-1)
+        if rest:
+            sums[:, tiles] = p[:, tiles * _TILE :].sum(1)
+        u = uniforms[part]
+        running = sums.cumsum_(1)
+        start = _pick(running, u[:, :1]) * _TILE
+        index = start + inside
+        weights = p.gather(1, index.clamp_max(width - 1)).double()
+        weights.masked_fill_(index >= width, 0.0)
+        token = start + _pick(weights.cumsum_(1), u[:, 1:])
+        tokens[part] = token.squeeze(1)
+        chosen = p.gather(1, token.clamp_max(width - 1)).double() / running[:, -1:]
+        logprob[part] = chosen.log_().squeeze(1).float()
+    token = tokens.clamp(0, width - 1)[:, None]
+    lse = logits.gather(1, token).squeeze(1).float() - logprob
+    dead = ~torch.isfinite(logprob)
+    if bool(dead.any()):
+        bad = dead.nonzero().squeeze(1)
+        gone = logits[bad].isneginf().all(1)
+        tokens[bad[gone]] = -1
+        logprob[bad[gone]], lse[bad[gone]] = -math.inf, -math.inf
+    return tokens, logprob, lse
+
+
+def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method):
+    if method == "race":
+        return dense(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method)
+    uniforms = torch.from_numpy(row_uniforms(int(seed), keys.cpu().numpy(), step))
+    masked = mask_id is not None and 0 <= mask_id < logits.shape[1]
+    if uncond is not None:
+        y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id).float()
+    else:
+        y = logits if rows is None else logits[rows]
+        if temperature != 1.0:
+            y = y.float() / temperature
+        if masked:
+            y = y.clone() if y is logits else y
+            y[:, mask_id] = -math.inf
+    home = y.device
+    tokens, logprob, lse = draw_rows(y.cpu(), uniforms)
+    return tokens.to(home), logprob.to(home), lse.to(home)
