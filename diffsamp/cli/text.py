@@ -57,7 +57,7 @@ def generate_text(
             tokens, run = masked.sample(text_model, start, mask_id=text_model.mask_id, sampler=sampler, order=rule,
                                         temperature=temperature, top_p=top_p, seeds=[seed], callback=show)
         text = text_model.decode(tokens[0].tolist())
-        results.append({"seed": seed, "text": text, "calls": run["calls"], "order": run["order"][0],
+        results.append({"seed": seed, "text": text, "calls": run["calls"], "order": [i for i in run["order"][0].tolist() if i >= 0],
                         "entropy": [round(h, 4) for h in run["entropy"]]})
         if not as_json and not sys.stdout.isatty():
             print(text)

@@ -328,12 +328,12 @@ def info(state: MaskedState) -> dict[str, Any]:
     """Facts of a run: network calls, order of revelation, entropies.
 
     Keys: "calls" (int); "revealed" (B,); "step_of" int64 (B, L), the call that revealed each position, -1 if given;
-    "order" a list per row of positions in the order of revelation; "entropy" per call, nats; "done".
+    "order" int64 (B, L), positions in the order of revelation, then -1; "entropy" per call, nats; "done".
     """
-    order_of = []
-    for row, place in zip(state.step_of.cpu(), state.free.cpu(), strict=True):
-        known = (place & (row >= 0)).nonzero()[:, 0]
-        order_of.append(known[row[known].argsort(stable=True)].tolist())
+    when = state.step_of.masked_fill(~state.free | (state.step_of < 0), torch.iinfo(torch.int64).max)
+    order_of = when.argsort(dim=1, stable=True)
+    known = (state.free & (state.step_of >= 0)).sum(1, keepdim=True)
+    order_of = order_of.masked_fill(torch.arange(when.shape[1], device=when.device) >= known, -1)
     return {"calls": state.calls, "revealed": state.revealed.copy(), "step_of": state.step_of.clone(),
             "order": order_of, "entropy": list(state.entropies), "done": state.done}
 
