@@ -42,6 +42,21 @@ class Reference:
             self.fingerprint = digest.hexdigest()[:16]
         self.factor = factor(self.stats.covariance)
 
+    def floor_at(self, n: int, draws: int = 5) -> tuple[float | None, str]:
+        """What real pictures score at n, the least that a perfect model would, and how it was found.
+
+        The Fréchet distance is biased upwards in 1/n, so a floor from more pictures than n is out of reach. It is the
+        mean over `draws` of n reference pictures against the others; the floor at full size when n is too many for it.
+        """
+        if self.features is None or n < 2 or 2 * n > len(self.features):
+            return self.floor, self.floor_note
+        found, rng = [], np.random.default_rng(0)
+        for _ in range(draws):
+            rows = rng.permutation(len(self.features))
+            found.append(frechet_distance(self.features[rows[:n]], self.features[rows[n:]]))
+        others = len(self.features) - n
+        return float(np.mean(found)), f"{n} real pictures against {others} others, mean of {draws} draws"
+
 
 def reference(source: str | Path, extractor: Any, *, size: tuple[int, int] | None = None) -> Reference:
     """The reference by source for an extractor; raises DiffsampError with one line when it cannot be had."""

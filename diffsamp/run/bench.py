@@ -105,10 +105,11 @@ class Bench:
                     "metrics": {k: [v.value, v.low, v.high] for k, v in measured.items()},
                 }
             )  # fmt: skip
+        floor, note = real.floor_at(self.n)
         results = {
             "format": 1, "model": self.model, "model_sha256": fingerprint, "protocol": protocol.facts(),
             "distance": features.distance_name, "extractor_sha256": features.fingerprint,
-            "reference": {"name": real.name, "n": real.stats.n, "floor": real.floor, "floor_note": real.floor_note,
+            "reference": {"name": real.name, "n": real.stats.n, "floor": floor, "floor_note": note,
                           "fingerprint": real.fingerprint},
             "samples_from": self.samples_from if paths else None, "seed": self.seed, "chunk": self.chunk,
             "replicates": self.replicates, "warnings": self.warnings, "environment": environment(), "cells": entries,
