@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from diffsamp import calibrate, teleport
 from diffsamp.calibrate.artifact import SHIPPED, Artifact, filename
 from diffsamp.errors import DiffsampError
+from diffsamp.grids import grid
+from diffsamp.registry import solver
 
 SCALES = (1.0, 3.0, 7.5)
 FEW = (4, 5, 6, 8, 10)
@@ -39,8 +42,8 @@ JOBS = (
 )
 
 
-def statistics(data: str | None, folder: Path) -> Path:
-    """Mean and covariance of the training pictures, per class too, in the model's range [-1, 1]."""
+def statistics(model: calibrate.Model, data: str | None, folder: Path) -> Path:
+    """Mean and covariance of the training pictures, per class too, in [-1, 1]; and the level where runs can start."""
     from fashion_data import load_split
 
     images, labels = load_split("train", data)
@@ -48,7 +51,15 @@ def statistics(data: str | None, folder: Path) -> Path:
     y = torch.from_numpy(labels.copy()).long()
     parts = zip(x.split(5000), y.split(5000), strict=True)
     key = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
-    return teleport.gather(parts, rank=96, key=key).save(folder / "fashion-gaussian.safetensors")
+    stats = teleport.gather(parts, rank=96, key=key)
+    noise, classes = model.points(range(16))
+    steps = grid("linspace", model.process, 16)
+    choice = teleport.choose_start(
+        stats, solver("unipc"), steps, model.guided(classes, 1.0), noise * steps.levels[0].sigma,
+        prediction=model.prediction, labels=classes,
+    )  # fmt: skip
+    print(f"runs can start at sigma/alpha {choice.level.noise_to_signal:.3g}", file=sys.stderr)
+    return replace(stats, start=choice.level.noise_to_signal).save(folder / "fashion-gaussian.safetensors")
 
 
 def main() -> None:
@@ -64,27 +75,27 @@ def main() -> None:
     rows = []
     if not args.quick:
         try:
-            statistics(args.data, folder)
+            statistics(model, args.data, folder)
         except (OSError, SystemExit) as error:
             print(f"statistics skipped: {error}", file=sys.stderr)
-    for method, solver, run, nfe, options in JOBS[:1] if args.quick else JOBS:
-        path = folder / filename("fashion", method, solver)
+    for method, base, run, nfe, options in JOBS[:1] if args.quick else JOBS:
+        path = folder / filename("fashion", method, base)
         if path.exists() and Artifact.load(path).model["sha256"] != model.sha256:
             path.unlink()
         began = time.process_time()
 
-        def progress(what: str, done: int, total: int, method=method, solver=solver, began=began) -> None:
+        def progress(what: str, done: int, total: int, method=method, base=base, began=began) -> None:
             spent = time.process_time() - began
-            print(f"{method} {solver}: {what} ({done}/{total}, {spent:.0f} CPU-s)", file=sys.stderr, flush=True)
+            print(f"{method} {base}: {what} ({done}/{total}, {spent:.0f} CPU-s)", file=sys.stderr, flush=True)
 
         artifact = run(
-            model, nfe=nfe[:1] if args.quick else nfe, guidance_scale=SCALES[:1] if args.quick else SCALES, solver=solver,
+            model, nfe=nfe[:1] if args.quick else nfe, guidance_scale=SCALES[:1] if args.quick else SCALES, solver=base,
             out=path, held_out=6, reference_steps=60, progress=progress, **options,
         )  # fmt: skip
         for setting in artifact.settings.values():
             rows.append(
                 {
-                    "method": method, "solver": solver, "nfe": setting.nfe, "guidance_scale": setting.guidance_scale,
+                    "method": method, "solver": base, "nfe": setting.nfe, "guidance_scale": setting.guidance_scale,
                     "kept": setting.kept, "calls": setting.calls, "before": setting.before, "after": setting.after,
                     "held_out_before": setting.held_out_before, "held_out_after": setting.held_out_after,
                 }

@@ -44,7 +44,6 @@ CALIBRATED = {
     "dualfast(dpmpp-2m) calibrated": ("dualfast", "dpmpp-2m"), "unipc on a calibrated grid": ("grid", "unipc"),
     "all together on unipc": ("all", "unipc"),
 }  # fmt: skip
-START = 6.0  # sigma/alpha where teleported runs begin, about 8 standard deviations of the data
 
 Start = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
@@ -60,7 +59,7 @@ def stock_plan(name: str, model: calibrate.Model, nfe: int) -> Plan:
     return Plan.from_scheduler(getattr(diffusers, kind)(**config, **spacing, **options), nfe)
 
 
-def plans(model: calibrate.Model, nfe: int, scale: float) -> dict[str, tuple[Plan, str]]:
+def plans(model: calibrate.Model, nfe: int, scale: float, start: float | None) -> dict[str, tuple[Plan, str]]:
     """Every method that has what it needs: name → (plan, how it starts)."""
     found: dict[str, tuple[Plan, str]] = {}
     base = grid("linspace", model.process, nfe)
@@ -80,7 +79,9 @@ def plans(model: calibrate.Model, nfe: int, scale: float) -> dict[str, tuple[Pla
         except DiffsampError:
             continue
         found[name] = (plan, "noise")
-    low = model.process.level(START)
+    if start is None:
+        return found
+    low = model.process.level(start)
     tail = Grid.from_times(model.process, np.linspace(low.t, 0, nfe + 1)[:-1])
     first = base.levels[0]
     large = np.linspace(low.t, 0, nfe)[:-1]
@@ -132,9 +133,7 @@ def main() -> None:
             model.process, top.levels, denoiser, x, steps=50 if args.quick else 200, prediction=model.prediction
         ).at(top.levels[-1])
         for nfe in nfes:
-            for name, (plan, kind) in plans(model, nfe, scale).items():
-                if kind in ("teleport", "mean only") and stats is None:
-                    continue
+            for name, (plan, kind) in plans(model, nfe, scale, None if stats is None else stats.start).items():
                 start = begin(kind, stats, x, labels, scale, top.levels[0], plan.first_level)
                 made = engine.sample(plan, denoiser, start, prediction=model.prediction)
                 each = (made - goal).double().square().flatten(1).mean(1)
@@ -164,16 +163,17 @@ def main() -> None:
 
 def frechet(model: calibrate.Model, samples: int, nfes: list[int], scales: list[float]) -> list[dict]:
     """Feature Fréchet distance of a few methods at the middle guidance scale."""
-    from diffsamp.models import classifier, reference
+    from diffsamp.metrics.extractors import extractor
+    from diffsamp.metrics.frechet import frechet_distance
+    from diffsamp.metrics.references import reference
 
-    features, _ = reference()
-    net = classifier()
-    mean, covariance = real_moments(features)
+    net = extractor("fashion-cnn")
+    real = reference("embedded", net)
     scale = scales[len(scales) // 2]
     found = []
     wanted = [("UniPC-2", 10), ("DPM-Solver++ 2M", 10), ("dc(unipc)", 5), ("UniPC-2", 5)]
     for name, nfe in wanted:
-        plan = plans(model, nfe, scale).get(name, (None, ""))[0]
+        plan = plans(model, nfe, scale, None).get(name, (None, ""))[0]
         if plan is None:
             continue
         made = []
@@ -181,24 +181,11 @@ def frechet(model: calibrate.Model, samples: int, nfes: list[int], scales: list[
             noise, labels = model.points(range(10_000 + first, 10_000 + min(first + 50, samples)))
             denoiser = model.guided(labels, scale)
             made.append(engine.sample(plan, denoiser, noise * plan.first_level.sigma, prediction=model.prediction))
-        with torch.no_grad():
-            f = net.features(torch.cat(made).clamp(-1, 1)).double()
-        found.append({"method": name, "nfe": nfe, "guidance_scale": scale, "distance": distance(f, mean, covariance)})
+        pixels = ((torch.cat(made) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        distance = frechet_distance(net(pixels)["features"], real.stats)
+        found.append({"method": name, "nfe": nfe, "guidance_scale": scale, "distance": distance})
         print(f"Fréchet distance of {name} at {nfe} calls done", file=sys.stderr, flush=True)
     return found
-
-
-def real_moments(tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    features = next(v for k, v in sorted(tensors.items()) if v.ndim == 2 and "feature" in k and "train" in k).double()
-    return features.mean(0), torch.cov(features.T)
-
-
-def distance(features: torch.Tensor, mean: torch.Tensor, covariance: torch.Tensor) -> float:
-    from scipy.linalg import sqrtm
-
-    mine = torch.cov(features.T).numpy()
-    root = sqrtm(mine @ covariance.numpy()).real
-    return float((features.mean(0) - mean).square().sum()) + float(np.trace(mine + covariance.numpy() - 2 * root))
 
 
 def table(result: dict) -> str:

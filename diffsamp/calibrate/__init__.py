@@ -10,9 +10,10 @@ from .grid import calibrate_grid
 from .joint import calibrate_all
 from .model import Model, embedded
 from .reference import Reference
+from .resolve import resolve
 from .search import Result, search_constants, search_ratios
 
 __all__ = [
     "Artifact", "Cascade", "Model", "Reference", "Result", "Setting", "calibrate_all", "calibrate_dc",
-    "calibrate_dualfast", "calibrate_grid", "embedded", "find", "fit_cascade", "search_constants", "search_ratios",
+    "calibrate_dualfast", "calibrate_grid", "embedded", "find", "fit_cascade", "resolve", "search_constants", "search_ratios",
 ]  # fmt: skip

@@ -1,0 +1,46 @@
+"""From the name of a calibrated solver to the solver with its values: what ``dc-unipc`` means for one model and setting."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ..registry import Solver
+from ..registry import solver as by_name
+from .artifact import Artifact, find
+
+
+def resolve(
+    name: str,
+    *,
+    model: str,
+    nfe: int,
+    guidance_scale: float,
+    sha256: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    uncalibrated: bool = False,
+) -> Solver:
+    """The solver of ``name`` with calibrated values bound, where it is a transform that has none.
+
+    Args:
+        name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or without
+            a transform, the name is taken as it is.
+        model: name of the model in the artifact's file name.
+        nfe, guidance_scale: of the run.
+        sha256: the model's fingerprint; another than the artifact's gives a warning.
+        folder: where artifacts are; those shipped with the embedded model by default.
+        uncalibrated: accept ratio 1 (dc) or this project's default constant (dualfast) where there is no artifact.
+
+    Raises:
+        DiffsampError: no artifact or setting; the message holds the command that makes one.
+    """
+    made = by_name(name)
+    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast"}.get(made.info.name)
+    given = {key for key, _ in made.options}
+    if method is None or made.inner is None or given & {"ratios", "c"} or uncalibrated:
+        return made
+    artifact: Artifact = find(method, made.inner.name, model=model, folder=folder)
+    setting = artifact.setting(nfe, guidance_scale)
+    artifact.warn_model(sha256)
+    options = {**dict(made.options), **artifact.options, "ratios" if method == "dc" else "c": setting.values}
+    return replace(made, options=tuple(sorted(options.items())))
