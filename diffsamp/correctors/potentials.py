@@ -21,7 +21,7 @@ Reward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def evaluate(reward: Reward, x: torch.Tensor, gradient: bool = False) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(values float64 of shape (batch,), gradient of the shape of x or None). DiffsampError for NaN or a wrong shape."""
+    """(values float64 of shape (batch,), gradient, shape of x, or None). DiffsampError for NaN or a wrong shape."""
     with torch.set_grad_enabled(gradient):
         leaf = x.detach().requires_grad_(gradient)
         values = reward(leaf)
@@ -31,7 +31,7 @@ def evaluate(reward: Reward, x: torch.Tensor, gradient: bool = False) -> tuple[t
         slope = torch.autograd.grad(values.sum(), leaf)[0] if gradient else None
     values = values.detach().to(torch.float64)
     if bool(torch.isnan(values).any()):
-        raise DiffsampError(f"reward: returned NaN for sample {int(torch.isnan(values).nonzero()[0])}; must be a number")
+        raise DiffsampError(f"reward: returned NaN for sample {int(torch.isnan(values).nonzero()[0])}; needs a number")
     return values, slope
 
 

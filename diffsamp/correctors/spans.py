@@ -1,4 +1,4 @@
-"""What part of the variance clock each row of a plan moves through: the net move, whatever stages and churn it takes."""
+"""What part of the variance clock each row of a plan moves through: the net move of stages and churn."""
 
 from __future__ import annotations
 

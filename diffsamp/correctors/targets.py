@@ -40,7 +40,7 @@ class Target:
         if not self.powers or not all(math.isfinite(b) for b in self.powers):
             raise DiffsampError(f"powers: got {list(self.powers)}; needs at least one finite number")
         if not self.total > 0:
-            raise DiffsampError(f"powers: got {list(self.powers)}, which sum to {self.total:g}; the sum must be above 0")
+            raise DiffsampError(f"powers: got {list(self.powers)}, which sum to {self.total:g}; needs a sum above 0")
 
     @property
     def conditions(self) -> int:
@@ -102,7 +102,7 @@ def product(n: int = 2, power: float = 1.0) -> Target:
 
 
 def cfg(guidance_scale: float, beta: float = 1.0) -> Target:
-    """(q_c^w·q_u^{1−w})^beta: what classifier-free guidance claims to sample; predictions (conditional, unconditional)."""
+    """(q_c^w·q_u^{1−w})^beta: what guidance claims to sample; predictions (conditional, unconditional)."""
     w = float(guidance_scale)
     return Target((beta * w, beta * (1.0 - w)), f"cfg(w={w:g}, beta={beta:g})")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -77,19 +79,14 @@ def estimates(result, alpha, groups):
     return np.stack([mean, (w * (x - mean[:, None]) ** 2).sum(1), (w * (x > 0)).sum(1)], 1)
 
 
-def run_biases(corrector, experts, powers, process, *, n=200, groups=64, z=2.0, seed=0, start_mean=0.0, plan=None,
-               extra=None):  # fmt: skip
-    """(bias of corrected, bias of the same particles unweighted) over the three moments."""
+def run_biases(corrector, experts, powers, process, *, n=200, groups=32, bare_groups=8, z=2.0, plan=None, extra=None):
+    """(bias of the corrected run, bias of the drift alone) of mean, variance and mass above 0, against quadrature."""
     plan = plan or diffsamp.correctors.euler_maruyama(process, karras(process, n), z=z)
     made = []
-    for c in (corrector, None):
-        k = corrector.particles
-        x, generator = start(plan, groups * k, seed)
-        if c is None:
-            from dataclasses import replace
-
-            c = replace(corrector, window=(1e9, 2e9), clamp=None)  # no weight counts: the bare drift
+    bare = replace(corrector, window=(1e9, 2e9))  # no step's weight counts
+    for c, count in ((corrector, groups), (bare, bare_groups)):
+        x, generator = start(plan, count * corrector.particles, 0)
         result = c.run(plan, denoiser(experts), x, generator=generator)
-        made.append(estimates(result, plan.last_level.alpha, groups).mean(0))
+        made.append(estimates(result, plan.last_level.alpha, count).mean(0))
     exact = np.array(moments(experts, powers, plan.last_level.noise_to_signal, extra))
     return made[0] - exact, made[1] - exact

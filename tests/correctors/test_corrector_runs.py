@@ -1,0 +1,205 @@
+"""Whole runs: identities, groups, chunks, noise of duplicates, bad input, the command line's grammar."""
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from analytic_targets import Mixture, denoiser, karras, process_of
+
+import diffsamp
+from diffsamp.correctors import Corrector, Recipe, Steering, Twist, annealed, cfg, fkc, parse, slot_seeds
+from diffsamp.errors import DiffsampError
+
+EXPERTS = [Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]), Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8])]
+
+
+def plan_of(steps=12, solver="sde-dpmpp-2m"):
+    process = process_of("vp")
+    return diffsamp.solver(solver)(process, karras(process, steps))
+
+
+def begin(plan, seeds, particles, dims=3):
+    slots = slot_seeds(seeds, len(seeds), particles)
+    return plan.first_level.sigma * diffsamp.rng.normal(slots, (dims,), dtype=torch.float64), slots
+
+
+def separable(x, level):
+    """Both experts on every coordinate."""
+    flat = x.reshape(-1, 1)
+    return tuple(d.reshape(x.shape) for d in denoiser(EXPERTS)(flat, level))
+
+
+@pytest.mark.parametrize("target", [cfg(1.0), annealed(1.0)])
+@pytest.mark.parametrize("particles", [1, 4])
+def test_trivial_targets_give_the_base_samplers_samples_to_the_bit(target, particles):
+    plan = plan_of()
+    x, slots = begin(plan, [3, 4], particles)
+
+    def epsilon(x, level):
+        made = tuple((x - level.alpha * d) / level.sigma for d in separable(x, level))
+        return made[: target.conditions]
+
+    result = Corrector(target, particles).run(plan, epsilon, x, prediction="epsilon", seeds=slots)
+    plain = diffsamp.sample(plan, lambda x, at: epsilon(x, at)[0], x, prediction="epsilon", seeds=slots)
+    assert torch.equal(result.samples, plain)
+
+
+def test_one_particle_gives_plain_guidance_to_the_bit():
+    plan = plan_of()
+    x, slots = begin(plan, [3, 4], 1)
+    target = cfg(3.0)
+    result = Corrector(target, 1).run(plan, separable, x, seeds=slots)
+    plain = diffsamp.sample(plan, lambda x, at: target.mix(separable(x, at), x, at), x, seeds=slots)
+    assert torch.equal(result.samples, plain)
+
+
+def test_groups_are_independent_and_permute_with_their_seeds():
+    plan, corrector = plan_of(), Corrector(cfg(4.0), 6, 0.9)
+    x, _ = begin(plan, [5, 6, 7], 6)
+    one = corrector.run(plan, separable, x, seeds=[5, 6, 7])
+    x, _ = begin(plan, [7, 5], 6)
+    other = corrector.run(plan, separable, x, seeds=[7, 5])
+    first = one.samples.reshape(3, 6, 3)
+    assert one.resamplings.sum() > 0
+    assert torch.equal(other.samples.reshape(2, 6, 3), first[[2, 0]])
+    assert np.array_equal(other.roots, one.roots[[2, 0]])
+    assert all((info.ancestors >= 0).all() and (info.ancestors < 6).all() for info in one.info)
+
+
+def test_duplicates_part_after_a_resampling():
+    plan, corrector = plan_of(), Corrector(cfg(6.0), 8, 1.0)
+    x, _ = begin(plan, [1], 8)
+    result = corrector.run(plan, separable, x, seeds=[1])
+    assert result.unique_ancestors[0] < 8
+    assert len({tuple(row.tolist()) for row in result.samples}) == 8
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_chunks_of_any_size_give_the_same_particles(chunk):
+    plan = plan_of()
+    x, _ = begin(plan, [5, 6], 6)
+    whole = Corrector(cfg(4.0), 6, 0.9).run(plan, separable, x, seeds=[5, 6])
+    parts = Corrector(cfg(4.0), 6, 0.9, chunk=chunk).run(plan, separable, x, seeds=[5, 6])
+    assert torch.allclose(parts.samples, whole.samples, atol=1e-5)
+    assert np.array_equal(parts.roots, whole.roots)
+
+
+@pytest.mark.parametrize("potential", ["difference", "maximum", "sum", "twist"])
+def test_steering_and_twists_reach_the_tilted_law_of_the_discrete_sampler(potential):
+    # N(0, 1) tilted by exp(x) is N(1, 1); 40 groups of 256, standard error of the mean below .03.
+    q = Mixture([1.0], [0.0], [1.0])
+    process = process_of("ve")
+    plan = diffsamp.solver("sde-dpmpp-1")(process, karras(process, 30, low=0.05))
+
+    def reward(x):
+        return x[:, 0]
+
+    made = Twist(reward) if potential == "twist" else Steering(reward, kind=potential)
+    generator = torch.Generator().manual_seed(0)
+    x = plan.first_level.sigma * torch.randn(40 * 256, 1, generator=generator, dtype=torch.float64)
+    result = Corrector(None, 256, 0.5, potential=made).run(plan, denoiser([q]), x, generator=generator)
+    plain = Corrector(None, 256).run(plan, denoiser([q]), x, generator=generator)
+    mean = float((result.weights * result.samples.numpy().reshape(40, 256)).sum(1).mean())
+    variance = float(plain.samples.var())
+    assert abs(mean - variance) < 0.13, (mean, variance)  # the tilt moves a Gaussian's mean by its variance
+    assert result.resamplings.sum() > 0
+
+
+def test_bad_input_is_refused_in_one_line():
+    def refused(match, work):
+        with pytest.raises(DiffsampError, match=match) as error:
+            work()
+        assert "\n" not in str(error.value)
+
+    plan = plan_of()
+    x, _ = begin(plan, [1], 4)
+    refused("deterministic", lambda: Corrector(cfg(2.0), 4).run(plan_of(solver="unipc"), separable, x, seeds=[1]))
+    refused("particles: got 1", lambda: fkc("cfg", particles=1))
+    for bad in (0.0, 1.5, -1, math.nan):
+        refused("ess", lambda bad=bad: fkc("cfg", ess=bad))
+    nan = Steering(lambda x: x[:, 0] * math.nan)
+    refused("NaN", lambda: Corrector(cfg(2.0), 4, potential=nan).run(plan, separable, x, seeds=[1]))
+    shape = Steering(lambda x: x)
+    refused("shape", lambda: Corrector(cfg(2.0), 4, potential=shape).run(plan, separable, x, seeds=[1]))
+    refused("does not divide", lambda: Corrector(cfg(2.0), 3).run(plan, separable, x, seeds=[1]))
+    refused("share a seed", lambda: Corrector(cfg(2.0), 4).run(plan, separable, x, seeds=[1, 1, 2, 3]))
+    refused("predictions", lambda: Corrector(annealed(2.0), 4).run(plan, separable, x, seeds=[1]))
+    refused("resampling", lambda: fkc("cfg", resampling="sistematic"))
+    refused("did you mean 'anneal'", lambda: parse("fkc:target=aneal"))
+    refused("is no option", lambda: parse("fkc:partikles=4"))
+    refused("whole number", lambda: parse("fkc:particles=four"))
+
+
+def test_written_form():
+    made = parse("fkc:target=cfg,particles=4,ess=0.7")
+    assert isinstance(made, Recipe) and made.at(3.0).target.powers == (3.0, -2.0)
+    assert parse("fkc:target=anneal,beta=1.5").target.powers == (1.5,)
+    assert parse("fkc:target=composed,scales=2+1.5,resampling=ssp").target.powers == (2.0, 1.5, -2.5)
+    from diffsamp.cli.corrected import class_terms
+
+    assert class_terms("3*5,8", [0, 1, 2], ["a"] * 10) == [(3, 5), (8,), (3, 5)]
+
+
+def test_two_processes_give_the_particles_of_one(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, torch
+            sys.path.insert(0, {os.path.dirname(__file__)!r})
+            torch.set_num_threads(1)
+            from test_corrector_runs import plan_of, begin, separable
+            from diffsamp.correctors import Corrector, Shared, cfg
+            import torch.distributed as dist
+            rank = int(sys.argv[1])
+            dist.init_process_group("gloo", init_method="file://{tmp_path}/meet", rank=rank, world_size=2)
+            plan = plan_of()
+            x, _ = begin(plan, [5, 6, 7], 6)
+            result = Corrector(cfg(4.0), 6, 0.9, shard=Shared()).run(plan, separable, x, seeds=[5, 6, 7])
+            torch.save((result.samples, torch.from_numpy(result.roots)), f"{tmp_path}/{{rank}}.pt")
+            dist.destroy_process_group()
+            """
+        )
+    )
+    ranks = [subprocess.Popen([sys.executable, str(script), str(r)]) for r in range(2)]
+    assert [p.wait(timeout=240) for p in ranks] == [0, 0]
+    plan = plan_of()
+    x, _ = begin(plan, [5, 6, 7], 6)
+    one = Corrector(cfg(4.0), 6, 0.9).run(plan, separable, x, seeds=[5, 6, 7])
+    assert one.resamplings.sum() > 0
+    for rank in range(2):
+        samples, roots = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.equal(samples, one.samples)
+        assert np.array_equal(roots.numpy(), one.roots)
+
+
+def test_embedded_pipeline_with_particles():
+    from diffsamp.adapters.particles import attached
+
+    pipe = diffsamp.load("fashion")
+    pipe.set_progress_bar_config(disable=True)
+
+    def run(scale, **options):
+        generators = [torch.Generator().manual_seed(i) for i in range(4)]
+        return pipe(class_labels=[3], num_images_per_prompt=4, num_inference_steps=4, guidance_scale=scale,
+                    generator=generators, output_type="pt", **options).images  # fmt: skip
+
+    diffsamp.use(pipe, "sde-dpmpp-2m")
+    plain = run(1.0)
+    diffsamp.use(pipe, corrector="fkc:target=cfg,particles=4,ess=1,choose=all")
+    assert torch.equal(run(1.0), plain)  # w = 1: the base sampler to the bit
+    assert run(5.0).shape == plain.shape
+    assert attached(pipe).result.resamplings.sum() > 0 and np.isfinite(attached(pipe).result.log_z).all()
+    diffsamp.use(pipe, corrector="fkc:target=cfg,particles=4")
+    assert run(5.0).shape[0] == 1
+    with pytest.raises(DiffsampError, match="num_images_per_prompt"):
+        pipe(class_labels=[3], num_images_per_prompt=3, num_inference_steps=2, guidance_scale=2.0)
+    with pytest.raises(DiffsampError, match="deterministic"):
+        diffsamp.use(pipe, "unipc", corrector="fkc:target=cfg")
+    diffsamp.restore(pipe)
+    assert "step" not in pipe.scheduler.__dict__
