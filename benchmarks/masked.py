@@ -61,8 +61,11 @@ def text_facts(rows: list[list[int]], judge: KneserNey) -> dict[str, float]:
         share = np.array(list(Counter(row).values())) / len(row)
         entropies.append(float(-(share * np.log(share)).sum()))
     pairs = [pair for row in rows for pair in zip(row, row[1:], strict=False)]
-    return {"gen_perplexity": math.exp(nats), "entropy": float(np.mean(entropies)),
-            "distinct_2": len(set(pairs)) / len(pairs)}
+    return {
+        "gen_perplexity": math.exp(nats),
+        "entropy": float(np.mean(entropies)),
+        "distinct_2": len(set(pairs)) / len(pairs),
+    }
 
 
 def quality(quick: bool) -> list[dict[str, Any]]:
@@ -80,14 +83,24 @@ def quality(quick: bool) -> list[dict[str, Any]]:
             cells.append(("first hitting, 2nd order", masked.FirstHitting(steps=steps, extrapolate=True), "random", {}))
             cells.append(("count-first ancestral", masked.CountFirst(steps), "random", {}))
     for steps in (16,) if quick else (32,):
-        cells += [("confidence order", masked.FirstHitting(steps=steps), "confidence", {}),
-                  ("entropy order", masked.FirstHitting(steps=steps), "entropy", {}),
-                  ("low-confidence (legacy)", masked.FirstHitting(steps=steps), "low-confidence", {})]
+        cells += [
+            ("confidence order", masked.FirstHitting(steps=steps), "confidence", {}),
+            ("entropy order", masked.FirstHitting(steps=steps), "entropy", {}),
+            ("low-confidence (legacy)", masked.FirstHitting(steps=steps), "low-confidence", {}),
+        ]
     cells.append(("first hitting, T = 0.8", masked.FirstHitting(steps=32), "random", {"temperature": 0.8}))
     cells.append(("first hitting, top-p 0.9", masked.FirstHitting(steps=32), "random", {"top_p": 0.9}))
     for name, sampler, order, options in cells:
-        tokens, facts = masked.sample(model, x, mask_id=model.mask_id, sampler=sampler, order=order, seeds=range(rows),
-                                      record_entropy=False, **options)
+        tokens, facts = masked.sample(
+            model,
+            x,
+            mask_id=model.mask_id,
+            sampler=sampler,
+            order=order,
+            seeds=range(rows),
+            record_entropy=False,
+            **options,
+        )
         table.append({"sampler": name, "calls": facts["calls"], **text_facts(tokens.tolist(), judge)})
     return table
 
@@ -135,8 +148,11 @@ def temperature(quick: bool) -> dict[str, Any]:
         for name, source in (("embedded model, V=1,024", p), ("Zipf, V=50,257", zipf)):
             q, rate = lattice_law(source, steps)
             entropy = [float(-(a * np.log(np.maximum(a, 1e-300))).sum(-1).mean()) for a in (source, q)]
-            entry[name] = {"temperature": effective_temperature(source, q), "rate": float(rate.mean()),
-                           "entropy_change": entropy[1] - entropy[0]}
+            entry[name] = {
+                "temperature": effective_temperature(source, q),
+                "rate": float(rate.mean()),
+                "entropy_change": entropy[1] - entropy[0],
+            }
         law.append(entry)
     return {"law": law, "predictions": len(p)}
 
@@ -146,8 +162,9 @@ def temperature(quick: bool) -> dict[str, Any]:
 
 def network(length: int, vocabulary: int) -> MaskedTransformer:
     torch.manual_seed(0)
-    return MaskedTransformer(TextModelConfig(vocab_size=vocabulary + 1, mask_id=vocabulary, max_length=length,
-                                             width=256, layers=4, heads=4)).eval()
+    return MaskedTransformer(
+        TextModelConfig(vocab_size=vocabulary + 1, mask_id=vocabulary, max_length=length, width=256, layers=4, heads=4)
+    ).eval()
 
 
 @torch.no_grad()
@@ -192,22 +209,36 @@ def speed(quick: bool) -> dict[str, Any]:
         forward = c["body"] + c["head"]
         one_row = c["body"] + c["head_row"]
         naive = {p: calls * forward + steps * c[f"race_{p}"] for p in ("fp32", "fp64")}
-        ours = {"count-first": calls * (forward + c["sampler"]), "first hitting": length * (forward + c["sampler"]),
-                "count-first, rows only": calls * (one_row + c["sampler"]),
-                "first hitting, one-row head": length * (one_row + c["sampler"])}
-        table.append({"L": length, "V": vocabulary, "N": steps, "ancestral_calls": calls, "parts_ms":
-                      {k: round(1e3 * v, 3) for k, v in c.items()}, "seconds": {**naive, **ours},
-                      **{f"{name} / fp64": naive["fp64"] / t for name, t in ours.items()},
-                      **{f"{name} / fp32": naive["fp32"] / t for name, t in ours.items()},
-                      "naive uncached / count-first": (steps * forward + steps * c["race_fp64"]) / ours["count-first"]})
+        ours = {
+            "count-first": calls * (forward + c["sampler"]),
+            "first hitting": length * (forward + c["sampler"]),
+            "count-first, rows only": calls * (one_row + c["sampler"]),
+            "first hitting, one-row head": length * (one_row + c["sampler"]),
+        }
+        table.append(
+            {
+                "L": length,
+                "V": vocabulary,
+                "N": steps,
+                "ancestral_calls": calls,
+                "parts_ms": {k: round(1e3 * v, 3) for k, v in c.items()},
+                "seconds": {**naive, **ours},
+                **{f"{name} / fp64": naive["fp64"] / t for name, t in ours.items()},
+                **{f"{name} / fp32": naive["fp32"] / t for name, t in ours.items()},
+                "naive uncached / count-first": (steps * forward + steps * c["race_fp64"]) / ours["count-first"],
+            }
+        )
     end: dict[str, Any] = {}
     length, vocabulary, steps = (64, 1024, 128) if quick else (128, 4096, 512)
     net = network(length, vocabulary)
     x = torch.full((1, length), vocabulary)
     denoiser = torch.no_grad()(lambda ids, t: net(ids))
-    runs = {"ancestral fp64": lambda: ancestral(denoiser, x, mask_id=vocabulary, steps=steps)[1],
-            "count-first": lambda: masked.sample(denoiser, x, mask_id=vocabulary, sampler=masked.CountFirst(steps),
-                                                 seeds=[0], record_entropy=False)[1]["calls"]}
+    runs = {
+        "ancestral fp64": lambda: ancestral(denoiser, x, mask_id=vocabulary, steps=steps)[1],
+        "count-first": lambda: masked.sample(
+            denoiser, x, mask_id=vocabulary, sampler=masked.CountFirst(steps), seeds=[0], record_entropy=False
+        )[1]["calls"],
+    }
     for name, function in runs.items():
         start = time.process_time()
         calls = function()
@@ -219,29 +250,52 @@ def speed(quick: bool) -> dict[str, Any]:
 
 # ----------------------------------------------------------------------------------------------------------- report
 
-BARS = [("count-first / fp64", 128, 4096, 512, 3.0), ("count-first / fp32", 128, 4096, 512, 2.0),
-        ("count-first / fp64", 128, 32768, 2048, 20.0), ("count-first / fp64", 1024, 256, 1024, 0.95),
-        ("first hitting / fp64", 512, 4096, 2048, 3.5), ("count-first / fp64", 1024, 32768, 10_000, 15.0),
-        ("first hitting / fp64", 1024, 32768, 10_000, 15.0)]
+BARS = [
+    ("count-first / fp64", 128, 4096, 512, 3.0),
+    ("count-first / fp32", 128, 4096, 512, 2.0),
+    ("count-first / fp64", 128, 32768, 2048, 20.0),
+    ("count-first / fp64", 1024, 256, 1024, 0.95),
+    ("first hitting / fp64", 512, 4096, 2048, 3.5),
+    ("count-first / fp64", 1024, 32768, 10_000, 15.0),
+    ("first hitting / fp64", 1024, 32768, 10_000, 15.0),
+]
 
 
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars of the design, with what was measured."""
     found = {(row["L"], row["V"], row["N"]): row for row in result["composed"]}
-    out = [{"bar": f"{name}, L={a} V={b} N={n}", "measured": found[a, b, n][name], "needed": need}
-           for name, a, b, n, need in BARS if (a, b, n) in found]
+    out = [
+        {"bar": f"{name}, L={a} V={b} N={n}", "measured": found[a, b, n][name], "needed": need}
+        for name, a, b, n, need in BARS
+        if (a, b, n) in found
+    ]
     for (a, b, n), row in found.items():
         if (a, b) == (128, 32768):
             s = row["seconds"]
-            out.append({"bar": f"one-row head against full head, L={a} V={b}", "needed": 2.0,
-                        "measured": s["first hitting"] / s["first hitting, one-row head"]})
+            out.append(
+                {
+                    "bar": f"one-row head against full head, L={a} V={b}",
+                    "needed": 2.0,
+                    "measured": s["first hitting"] / s["first hitting, one-row head"],
+                }
+            )
             ms = row["parts_ms"]
-            out.append({"bar": "inverse-CDF row against fp64 Gumbel row, V=32768", "needed": 2.0,
-                        "measured": ms["row_gumbel_fp64"] / ms["row_safe"]})
+            out.append(
+                {
+                    "bar": "inverse-CDF row against fp64 Gumbel row, V=32768",
+                    "needed": 2.0,
+                    "measured": ms["row_gumbel_fp64"] / ms["row_safe"],
+                }
+            )
         if (a, b, n) == (512, 4096, 2048):
             ms = row["parts_ms"]
-            out.append({"bar": "denoiser time over sampler overhead, L=512 V=4096 (5 % allowed)", "needed": 20.0,
-                        "measured": (ms["body"] + ms["head"]) / ms["sampler"]})
+            out.append(
+                {
+                    "bar": "denoiser time over sampler overhead, L=512 V=4096 (5 % allowed)",
+                    "needed": 20.0,
+                    "measured": (ms["body"] + ms["head"]) / ms["sampler"],
+                }
+            )
     for entry in out:
         entry["met"] = bool(entry["measured"] >= entry["needed"])
     return out
@@ -250,36 +304,72 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 def markdown(result: dict[str, Any]) -> str:
     lines = ["# Masked text", "", f"{result['machine']}; torch {result['torch']}; one thread, CPU seconds.", ""]
     if "quality" in result:
-        lines += ["## Quality against calls", "", "| sampler | calls | gen. perplexity | token entropy | distinct-2 |",
-                  "|---|---|---|---|---|"]
-        lines += [f"| {r['sampler']} | {r['calls']} | {r['gen_perplexity']:.1f} | {r['entropy']:.3f} | "
-                  f"{r['distinct_2']:.3f} |" for r in result["quality"]]
+        lines += [
+            "## Quality against calls",
+            "",
+            "| sampler | calls | gen. perplexity | token entropy | distinct-2 |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r['sampler']} | {r['calls']} | {r['gen_perplexity']:.1f} | {r['entropy']:.3f} | "
+            f"{r['distinct_2']:.3f} |"
+            for r in result["quality"]
+        ]
     if "temperature" in result:
         names = [k for k in result["temperature"]["law"][0] if k != "steps"]
-        lines += ["", "## What float32 races cost (law of the 2^-24 lattice, first step)", "",
-                  "| steps | " + " | ".join(f"{n}: T, unmask rate, entropy change" for n in names) + " |",
-                  "|---|" + "---|" * len(names)]
-        lines += [f"| {r['steps']} | " + " | ".join(f"{r[n]['temperature']:.3f}, {r[n]['rate']:.3f}, "
-                  f"{r[n]['entropy_change']:+.2f}" for n in names) + " |" for r in result["temperature"]["law"]]
+        lines += [
+            "",
+            "## What float32 races cost (law of the 2^-24 lattice, first step)",
+            "",
+            "| steps | " + " | ".join(f"{n}: T, unmask rate, entropy change" for n in names) + " |",
+            "|---|" + "---|" * len(names),
+        ]
+        lines += [
+            f"| {r['steps']} | "
+            + " | ".join(f"{r[n]['temperature']:.3f}, {r[n]['rate']:.3f}, {r[n]['entropy_change']:+.2f}" for n in names)
+            + " |"
+            for r in result["temperature"]["law"]
+        ]
         lines += ["", "The law itself is checked by samples in tests/masked/test_masked_draw.py."]
     if "speed" in result:
-        lines += ["", "## Speed: times faster than the naive cached ancestral sampler in float64", "",
-                  "| L | V | N | count-first | first hitting | first hitting, one-row head | count-first / fp32 naive |",
-                  "|---|---|---|---|---|---|---|"]
-        lines += [f"| {r['L']} | {r['V']} | {r['N']} | {r['count-first / fp64']:.2f} | "
-                  f"{r['first hitting / fp64']:.2f} | {r['first hitting, one-row head / fp64']:.2f} | "
-                  f"{r['count-first / fp32']:.2f} |" for r in result["speed"]["composed"]]
-        lines += ["", "Where the time goes, ms a call:", "", "| L, V | " + " | ".join(
-            result["speed"]["composed"][0]["parts_ms"]) + " |", "|---|" + "---|" * 8]
-        lines += [f"| {r['L']}, {r['V']} | " + " | ".join(str(v) for v in r["parts_ms"].values()) + " |"
-                  for r in result["speed"]["composed"]]
+        lines += [
+            "",
+            "## Speed: times faster than the naive cached ancestral sampler in float64",
+            "",
+            "| L | V | N | count-first | first hitting | first hitting, one-row head | count-first / fp32 naive |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {r['L']} | {r['V']} | {r['N']} | {r['count-first / fp64']:.2f} | "
+            f"{r['first hitting / fp64']:.2f} | {r['first hitting, one-row head / fp64']:.2f} | "
+            f"{r['count-first / fp32']:.2f} |"
+            for r in result["speed"]["composed"]
+        ]
+        lines += [
+            "",
+            "Where the time goes, ms a call:",
+            "",
+            "| L, V | " + " | ".join(result["speed"]["composed"][0]["parts_ms"]) + " |",
+            "|---|" + "---|" * 8,
+        ]
+        lines += [
+            f"| {r['L']}, {r['V']} | " + " | ".join(str(v) for v in r["parts_ms"].values()) + " |"
+            for r in result["speed"]["composed"]
+        ]
         end = result["speed"]["end_to_end"]
-        lines += ["", f"End to end, {end['case']}: ancestral fp64 {end['ancestral fp64']['seconds']:.2f} s "
-                  f"({end['ancestral fp64']['calls']} calls), count-first {end['count-first']['seconds']:.2f} s "
-                  f"({end['count-first']['calls']} calls): {end['ratio']:.2f} times.", "",
-                  "| bar | needed | measured | met |", "|---|---|---|---|"]
-        lines += [f"| {b['bar']} | {b['needed']} | {b['measured']:.2f} | {'yes' if b['met'] else 'NO'} |"
-                  for b in result["bars"]]
+        lines += [
+            "",
+            f"End to end, {end['case']}: ancestral fp64 {end['ancestral fp64']['seconds']:.2f} s "
+            f"({end['ancestral fp64']['calls']} calls), count-first {end['count-first']['seconds']:.2f} s "
+            f"({end['count-first']['calls']} calls): {end['ratio']:.2f} times.",
+            "",
+            "| bar | needed | measured | met |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {b['bar']} | {b['needed']} | {b['measured']:.2f} | {'yes' if b['met'] else 'NO'} |"
+            for b in result["bars"]
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -292,8 +382,12 @@ def plots(result: dict[str, Any], folder: Path) -> None:
     if "quality" in result:
         figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
         real = result["quality"][0]
-        for axis, key, label in zip(axes, ("gen_perplexity", "entropy"),
-                                    ("generative perplexity (trigram judge)", "token entropy, nats"), strict=True):
+        for axis, key, label in zip(
+            axes,
+            ("gen_perplexity", "entropy"),
+            ("generative perplexity (trigram judge)", "token entropy, nats"),
+            strict=True,
+        ):
             for name in dict.fromkeys(r["sampler"] for r in result["quality"][1:]):
                 cells = [r for r in result["quality"] if r["sampler"] == name]
                 axis.plot([r["calls"] for r in cells], [r[key] for r in cells], "o-", label=name, ms=4)

@@ -57,8 +57,11 @@ def train_tokenizer(verses: list[str], size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted({c for verse in verses for c in verse} | {"\n"})
-    byte_level = {c for piece in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("".join(alphabet))
-                  for c in piece[0]}
+    byte_level = {
+        c
+        for piece in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("".join(alphabet))
+        for c in piece[0]
+    }
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(byte_level), show_progress=False)
     tokenizer.train_from_iterator((verse + "\n" for verse in verses), trainer)
     tokenizer.add_special_tokens([MASK])
@@ -72,8 +75,9 @@ def encode(tokenizer: Tokenizer, verses: list[str]) -> tuple[torch.Tensor, torch
     return torch.tensor([i for ids in encoded for i in ids], dtype=torch.int64), starts
 
 
-def masked_batch(tokens: torch.Tensor, starts: torch.Tensor, batch: int, length: int, mask_id: int,
-                 generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def masked_batch(
+    tokens: torch.Tensor, starts: torch.Tensor, batch: int, length: int, mask_id: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(clean ids, which are masked, k) for `batch` windows that begin at verse starts."""
     usable = starts[starts <= tokens.numel() - length]
     begin = usable[torch.randint(usable.numel(), (batch,), generator=generator)]
@@ -99,8 +103,9 @@ def evaluate(model: MaskedTransformer, tokens: torch.Tensor, starts: torch.Tenso
     total = 0.0
     for i in range(batches):
         generator = torch.Generator().manual_seed(10_000 + i)
-        total += elbo(model, *masked_batch(tokens, starts, 32, model.config.max_length, model.config.mask_id,
-                                           generator)).item()
+        total += elbo(
+            model, *masked_batch(tokens, starts, 32, model.config.max_length, model.config.mask_id, generator)
+        ).item()
     model.train()
     return total / batches
 
@@ -109,8 +114,10 @@ def optimizers(model: MaskedTransformer, lr: float) -> list[torch.optim.Optimize
     """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embedding" in n]
-    return [torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0)]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 def learning_rate(step: int, steps: int, warmup: int = 60) -> float:
@@ -149,8 +156,10 @@ def main() -> None:
     mask_id = tokenizer.token_to_id(MASK)
     write_whole(args.out / "kjv.tokenizer.json", lambda p: tokenizer.save(str(p)))
     data = {s: encode(tokenizer, v) for s, v in verses.items()}
-    write_whole(args.out / "kjv_heldout.safetensors",
-                lambda p: save_file({s: data[s][0].to(torch.int16) for s in ("judge", "test")}, str(p)))
+    write_whole(
+        args.out / "kjv_heldout.safetensors",
+        lambda p: save_file({s: data[s][0].to(torch.int16) for s in ("judge", "test")}, str(p)),
+    )
 
     torch.manual_seed(args.seed)
     model = MaskedTransformer(TextModelConfig(vocab_size=mask_id + 1, mask_id=mask_id))
@@ -169,8 +178,13 @@ def main() -> None:
     config = model.config
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optims], "step": step,
-                 "steps": args.steps, "cpu_seconds": cpu_before + time.process_time()}
+        state = {
+            "model": model.state_dict(),
+            "optimizers": [o.state_dict() for o in optims],
+            "step": step,
+            "steps": args.steps,
+            "cpu_seconds": cpu_before + time.process_time(),
+        }
         write_whole(checkpoint, lambda p: torch.save(state, p))
         half = {n: p.detach().half().contiguous() for n, p in model.state_dict().items()}
         write_whole(args.out / "kjv.safetensors", lambda p: save_file(half, str(p)))
@@ -196,8 +210,13 @@ def main() -> None:
         step += 1
         running.append(loss.item())
         if step % 50 == 0 or step == stop:
-            line = {"step": step, "tokens": step * args.batch * config.max_length, "elbo": sum(running) / len(running),
-                    "cpu_seconds": round(cpu_before + time.process_time(), 1), "parameters": parameters}
+            line = {
+                "step": step,
+                "tokens": step * args.batch * config.max_length,
+                "elbo": sum(running) / len(running),
+                "cpu_seconds": round(cpu_before + time.process_time(), 1),
+                "parameters": parameters,
+            }
             if step % 250 == 0 or step == stop:
                 line["test_elbo"] = evaluate(model, *data["test"], batches=4 if step < stop else 32)
             running = []

@@ -45,8 +45,13 @@ def generate_text(
     text_model = masked.load_text_model(model)
     start = text_model.holes(infill) if infill is not None else text_model.prompt(prompt or "", length)
     holes = int((start == text_model.mask_id).sum())
-    facts: dict[str, Any] = {"model": model, "order": rule.name, "seeds": chosen, "tokens": holes,
-                             "calls": min(steps or holes, holes)}
+    facts: dict[str, Any] = {
+        "model": model,
+        "order": rule.name,
+        "seeds": chosen,
+        "tokens": holes,
+        "calls": min(steps or holes, holes),
+    }
     if dry_run:
         print(json.dumps(facts))
         return
@@ -54,11 +59,27 @@ def generate_text(
     results = []
     for seed in chosen:
         with _view(text_model, show=not as_json and sys.stdout.isatty()) as show:
-            tokens, run = masked.sample(text_model, start, mask_id=text_model.mask_id, sampler=sampler, order=rule,
-                                        temperature=temperature, top_p=top_p, seeds=[seed], callback=show)
+            tokens, run = masked.sample(
+                text_model,
+                start,
+                mask_id=text_model.mask_id,
+                sampler=sampler,
+                order=rule,
+                temperature=temperature,
+                top_p=top_p,
+                seeds=[seed],
+                callback=show,
+            )
         text = text_model.decode(tokens[0].tolist())
-        results.append({"seed": seed, "text": text, "calls": run["calls"], "order": [i for i in run["order"][0].tolist() if i >= 0],
-                        "entropy": [round(h, 4) for h in run["entropy"]]})
+        results.append(
+            {
+                "seed": seed,
+                "text": text,
+                "calls": run["calls"],
+                "order": [i for i in run["order"][0].tolist() if i >= 0],
+                "entropy": [round(h, 4) for h in run["entropy"]],
+            }
+        )
         if not as_json and not sys.stdout.isatty():
             print(text)
     if as_json:

@@ -1,7 +1,7 @@
 """Ancestral sampling as many codes do it: a race over every class and the mask, at every position, in every step.
 
 This is the baseline of the benchmarks and the test that the bias of float32 races is real; use `CountFirst`, which has
-the same law at any precision. With `precision="fp32"` the race multiplies every token's probability by d = 1 - m(s)/m(t)
+the same law at any precision. With `precision="fp32"` the race multiplies every probability by d = 1 - m(s)/m(t)
 and loses what then falls below 2^-24: a lower temperature, and positions of high entropy that unmask too rarely
 (Zheng et al. 2024, arXiv:2409.02908, section 5, table 2).
 """
@@ -18,8 +18,13 @@ from diffsamp.masked.denoisers import Denoiser, call
 from diffsamp.masked.schedules import MaskSchedule, schedule
 
 
-def mixed_race(logits: Tensor, reveal: float, precision: str, generator: torch.Generator | None = None,
-               uniform: UniformSource | None = None) -> Tensor:
+def mixed_race(
+    logits: Tensor,
+    reveal: float,
+    precision: str,
+    generator: torch.Generator | None = None,
+    uniform: UniformSource | None = None,
+) -> Tensor:
     """One step of the race for logits (R, V): a class, or V for "stays masked"; int64 (R,).
 
     `uniform(shape)` replaces the generator, as in `sample_categorical`.
@@ -34,9 +39,17 @@ def mixed_race(logits: Tensor, reveal: float, precision: str, generator: torch.G
     return p.div_(noise.log_().neg_()).argmax(-1)
 
 
-def ancestral(denoiser: Denoiser, x: Tensor, *, mask_id: int, steps: int, precision: str = "fp64",
-              cached: bool = True, schedule_name: str | MaskSchedule = "linear",
-              generator: torch.Generator | None = None) -> tuple[Tensor, int]:
+def ancestral(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    mask_id: int,
+    steps: int,
+    precision: str = "fp64",
+    cached: bool = True,
+    schedule_name: str | MaskSchedule = "linear",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, int]:
     """Tokens (B, L) and the number of network calls.
 
     All positions are drawn in every step, as in the published loops. `cached` reuses the prediction while x stands

@@ -86,8 +86,16 @@ def _generator_source(generator: torch.Generator | None, precision: str, device:
     return lambda shape: torch.rand(shape, generator=generator, dtype=dtype, device=home)
 
 
-def draw(rows: Tensor, source: UniformSource, *, precision: str = "safe", temperature: float = 1.0,
-         top_k: int | None = None, top_p: float | None = None, mask_id: int | None = None) -> Tensor:
+def draw(
+    rows: Tensor,
+    source: UniformSource,
+    *,
+    precision: str = "safe",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    mask_id: int | None = None,
+) -> Tensor:
     """The core of `sample_categorical`, for logits (R, V) and a source of uniforms; arguments are not checked again."""
     count, width = rows.shape
     if count == 0:
@@ -168,5 +176,21 @@ def _race(p: Tensor, u: Tensor) -> Tensor:
 
 
 def _kernel_draw(rows: Tensor, source: UniformSource, temperature: float, mask_id: int | None) -> Tensor | None:
-    """The Triton draw of `diffsamp_kernels` if it is installed, else None."""
-    return None
+    """The Triton draw of `diffsamp_kernels` on a GPU where both are installed, else None.
+
+    Its noise comes from Philox keyed by row; the keys are 53 bits of `source`, so seeds keep their meaning. Rows that
+    are not plain (NaN, infinite, or empty) make the log-sum-exp not finite and go the slower way, which names them.
+    """
+    if rows.dtype == torch.float64:
+        return None
+    try:
+        from diffsamp_kernels.categorical import sample_categorical as kernel
+        from diffsamp_kernels.dispatch import choose
+
+        if choose(None, rows) != "triton":
+            return None
+    except ImportError:
+        return None
+    keys = (source((rows.shape[0], 2))[:, 0].to(torch.float64) * 2.0**53).to(torch.int64).to(rows.device)
+    result = kernel(rows, seed=0, keys=keys, temperature=temperature, mask_id=mask_id)
+    return result.tokens if bool((result.lse.isfinite() & (result.tokens >= 0)).all()) else None

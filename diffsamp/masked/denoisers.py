@@ -56,8 +56,15 @@ class MaskedLM:
         vocab_size: expected width of the logits; None accepts any.
     """
 
-    def __init__(self, model: Any, *, shift: bool = False, pad_id: int | None = None,
-                 time_argument: str | None = None, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        shift: bool = False,
+        pad_id: int | None = None,
+        time_argument: str | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         self.model = model
         self.shift = shift
         self.pad_id = pad_id
@@ -103,8 +110,15 @@ class ClassifierFreeGuidance:
         prompt: bool (B, L), the positions to mask for it, and `mask_id`, the token to put there.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float, *, unconditional: Denoiser | None = None,
-                 prompt: Tensor | None = None, mask_id: int | None = None) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scale: float,
+        *,
+        unconditional: Denoiser | None = None,
+        prompt: Tensor | None = None,
+        mask_id: int | None = None,
+    ) -> None:
         if unconditional is None and (prompt is None or mask_id is None):
             raise DiffsampError("guidance needs `unconditional`, or `prompt` and `mask_id` to mask the prompt with")
         self.denoiser, self.scale, self.unconditional = denoiser, float(scale), unconditional

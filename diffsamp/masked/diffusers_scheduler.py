@@ -58,10 +58,19 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
     order = 1
 
     @register_to_config
-    def __init__(self, mask_token_id: int | None = None, layout: str = "auto", order_rule: str = "random",
-                 counting: str = "even", temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, precision: str = "safe", block_length: int = 32,
-                 num_inference_steps: int = 32) -> None:
+    def __init__(
+        self,
+        mask_token_id: int | None = None,
+        layout: str = "auto",
+        order_rule: str = "random",
+        counting: str = "even",
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        precision: str = "safe",
+        block_length: int = 32,
+        num_inference_steps: int = 32,
+    ) -> None:
         if layout not in ("auto", "class_last", "class_first"):
             raise DiffsampError(f"layout={layout!r} is not known; accepted: auto, class_last, class_first")
         if counting not in ("even", "cosine"):
@@ -91,20 +100,34 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
             made |= {key: config[key] for key in ("block_length", "num_inference_steps") if key in config}
         return cls(**(made | options))
 
-    def set_timesteps(self, num_inference_steps: int, temperature: Any = None, device: Any = None,
-                      block_length: int | None = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int, temperature: Any = None, device: Any = None, block_length: int | None = None
+    ) -> None:
         """Number of steps; `temperature` is Amused's choice temperature and matters to no unbiased rule."""
         if num_inference_steps < 1:
             raise DiffsampError(f"num_inference_steps={num_inference_steps} must be at least 1")
         self.num_inference_steps = int(num_inference_steps)
         self.timesteps = torch.arange(self.num_inference_steps, device=device).flip(0)
 
-    def step(self, model_output: Tensor, timestep: int | Tensor, sample: Tensor, starting_mask_ratio: float = 1.0,
-             generator: torch.Generator | list[torch.Generator] | None = None, return_dict: bool = True, *,
-             mask_token_id: int | None = None, temperature: float | None = None, top_p: float | None = None,
-             top_k: int | None = None, sampling_method: str = "auto", threshold: float | None = None,
-             editing_threshold: float | None = None, minimal_topk: int | None = None,
-             prompt_mask: Tensor | None = None) -> MaskedSchedulerOutput | tuple[Tensor, ...]:
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        starting_mask_ratio: float = 1.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        *,
+        mask_token_id: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        sampling_method: str = "auto",
+        threshold: float | None = None,
+        editing_threshold: float | None = None,
+        minimal_topk: int | None = None,
+        prompt_mask: Tensor | None = None,
+    ) -> MaskedSchedulerOutput | tuple[Tensor, ...]:
         """Reveal this step's share of the masks in `sample`; every other token is returned as it is.
 
         Args:
@@ -120,17 +143,25 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         logits = self._class_last(model_output, x)
         number = int(timestep)
         left = max(1, self.num_inference_steps - number if blockwise else number + 1)
-        draw = Draw(1.0 if temperature is None or sampling_method == "greedy" else temperature, top_k, top_p,
-                    self.config.precision) if blockwise else Draw(
-            self.config.temperature, self.config.top_k, self.config.top_p, self.config.precision)
+        draw = (
+            Draw(
+                1.0 if temperature is None or sampling_method == "greedy" else temperature,
+                top_k,
+                top_p,
+                self.config.precision,
+            )
+            if blockwise
+            else Draw(self.config.temperature, self.config.top_k, self.config.top_p, self.config.precision)
+        )
         if blockwise and (sampling_method == "greedy" or temperature == 0):
             draw = Draw(0.0, top_k, top_p, self.config.precision)
         if not bool((x == mask_id).any()):
             after = x
         elif self.config.counting == "cosine" and not blockwise:
             # MaskGIT's counts: with j of N calls left, ceil of L cos(pi (N - j + 1) / 2N) stay masked.
-            after = self._reveal(x, logits, mask_id, self._cosine_steps(x, mask_id, left, starting_mask_ratio), draw,
-                                 generator)
+            after = self._reveal(
+                x, logits, mask_id, self._cosine_steps(x, mask_id, left, starting_mask_ratio), draw, generator
+            )
         else:
             after = self._reveal(x, logits, mask_id, FirstHitting(steps=left), draw, generator)
         transfer = (after != x).reshape(sample.shape)
@@ -144,12 +175,20 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         return MaskedSchedulerOutput(prev, best, transfer, torch.zeros_like(transfer), best, probability, model_output)
 
     def _reveal(self, x: Tensor, logits: Tensor, mask_id: int, sampler: Any, draw: Draw, generator: Any) -> Tensor:
-        state: MaskedState = init(sampler, x, mask_id=mask_id, order_rule=self.config.order_rule, generator=generator,
-                                  draw_options=draw, record_entropy=False)
+        state: MaskedState = init(
+            sampler,
+            x,
+            mask_id=mask_id,
+            order_rule=self.config.order_rule,
+            generator=generator,
+            draw_options=draw,
+            record_entropy=False,
+        )
         rows = state.active
         index = torch.from_numpy(rows).to(x.device)
-        positions, tokens, _ = _by_score(state, lambda ids, t, rows: logits[rows], x[index],
-                                         torch.zeros(len(rows), dtype=torch.float64), rows, index)
+        positions, tokens, _ = _by_score(
+            state, lambda ids, t, rows: logits[rows], x[index], torch.zeros(len(rows), dtype=torch.float64), rows, index
+        )
         after = x.clone()
         at = positions.to(x.device)
         after[at[:, 0], at[:, 1]] = tokens.to(x.device)
@@ -171,7 +210,9 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
             layout = "class_last" if logits.shape[1] == x.shape[1] else "class_first"
         logits = logits.transpose(1, 2) if layout == "class_first" else logits
         if logits.ndim != 3 or logits.shape[:2] != x.shape:
-            raise DiffsampError(f"model_output of shape {tuple(logits.shape)} does not fit a sample of {tuple(x.shape)}")
+            raise DiffsampError(
+                f"model_output of shape {tuple(logits.shape)} does not fit a sample of {tuple(x.shape)}"
+            )
         return logits
 
     def add_noise(self, sample: Tensor, timesteps: Any, generator: torch.Generator | None = None) -> Tensor:
@@ -183,8 +224,15 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         return sample.masked_fill(u < ratio, self.config.mask_token_id)
 
     @staticmethod
-    def check_eos_finished(cur_x: Tensor, sampled_tokens: Tensor, final_transfer: Tensor, finished: Tensor,
-                           eos_token_id: int, mask_token_id: int, prompt_length: int) -> Tensor:
+    def check_eos_finished(
+        cur_x: Tensor,
+        sampled_tokens: Tensor,
+        final_transfer: Tensor,
+        finished: Tensor,
+        eos_token_id: int,
+        mask_token_id: int,
+        prompt_length: int,
+    ) -> Tensor:
         """Rows whose new text holds the end token with no mask before it (LLaDA2)."""
         new = cur_x[:, prompt_length:]
         ended = (new == eos_token_id).any(1)
@@ -192,9 +240,16 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
         before = torch.arange(new.shape[1], device=new.device) < first[:, None]
         return finished | (ended & ~((new == mask_token_id) & before).any(1))
 
-    def check_block_should_continue(self, step_idx: int, masks_remaining: bool, editing_enabled: bool,
-                                    editing_transfer_index: Tensor, post_steps: int, max_post_steps: int,
-                                    finished: Tensor) -> bool:
+    def check_block_should_continue(
+        self,
+        step_idx: int,
+        masks_remaining: bool,
+        editing_enabled: bool,
+        editing_transfer_index: Tensor,
+        post_steps: int,
+        max_post_steps: int,
+        finished: Tensor,
+    ) -> bool:
         """Whether LLaDA2's loop goes on with its block: while there is something to reveal."""
         return bool(masks_remaining) and not bool(finished.all()) and step_idx < self.num_inference_steps
 

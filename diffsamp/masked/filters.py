@@ -20,8 +20,9 @@ def check_filters(temperature: float, top_k: int | None, top_p: float | None) ->
         raise DiffsampError(f"top_p={top_p} must be above 0 and at most 1 (None keeps all classes)")
 
 
-def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int | None = None,
-                  top_p: float | None = None) -> Tensor:
+def filter_logits(
+    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Tensor:
     """Logits / temperature, then top-k, then top-p (nucleus), in at least float32; shape (..., V), unchanged.
 
     A class that ties with the k-th largest stays. Top-p keeps the fewest most probable classes whose total reaches

@@ -72,7 +72,9 @@ def generate(
         if mask_id in prompt:
             raise DiffsampError(f"prompt {i} holds the mask token {mask_id}; use `sample` to fill holes")
         if max_length is not None and len(prompt) + more[i] > max_length:
-            raise DiffsampError(f"prompt {i}: {len(prompt)} tokens and {more[i]} new ones exceed the model's {max_length}")
+            raise DiffsampError(
+                f"prompt {i}: {len(prompt)} tokens and {more[i]} new ones exceed the model's {max_length}"
+            )
     length = max((len(p) + n for p, n in zip(prompts, more, strict=True)), default=0)
     x = torch.full((len(prompts), length), PAD, dtype=torch.int64)
     for i, prompt in enumerate(prompts):
@@ -85,8 +87,19 @@ def generate(
     finished = torch.zeros(len(prompts), dtype=torch.bool)
     blocks: list[dict[str, Any]] = []
     for number in range(-(-max(more, default=0) // span) if span else 0):
-        x = _block(denoiser, x, keys + number * 0x5851F42D4C957F2D, starts, number, span, mask_id, finished, blocks,
-                   callback, options)
+        x = _block(
+            denoiser,
+            x,
+            keys + number * 0x5851F42D4C957F2D,
+            starts,
+            number,
+            span,
+            mask_id,
+            finished,
+            blocks,
+            callback,
+            options,
+        )
         for i, start in enumerate(starts):
             row = x[i, start : start + (number + 1) * span].tolist()
             if not finished[i] and any(token in stop_ids for token in row):
@@ -96,10 +109,20 @@ def generate(
     return Generated(x, [[t for t in row if t != PAD] for row in x.tolist()], blocks, sum(b["calls"] for b in blocks))
 
 
-def _block(denoiser: Denoiser, x: Tensor, keys: Tensor, starts: list[int], number: int, span: int, mask_id: int,
-           finished: Tensor, blocks: list[dict[str, Any]], callback: Callable[[MaskedState], None] | None,
-           options: dict[str, Any]) -> Tensor:
-    """Fill one block of every row. Masks of later blocks carry a stand-in, so that the sampler sees this block's only."""
+def _block(
+    denoiser: Denoiser,
+    x: Tensor,
+    keys: Tensor,
+    starts: list[int],
+    number: int,
+    span: int,
+    mask_id: int,
+    finished: Tensor,
+    blocks: list[dict[str, Any]],
+    callback: Callable[[MaskedState], None] | None,
+    options: dict[str, Any],
+) -> Tensor:
+    """Fill one block of every row; masks of later blocks carry a stand-in, so the sampler sees this block's only."""
     later = -2
     place = torch.arange(x.shape[1], device=x.device)
     ends = torch.tensor([s + (number + 1) * span for s in starts], device=x.device)[:, None]
@@ -111,6 +134,8 @@ def _block(denoiser: Denoiser, x: Tensor, keys: Tensor, starts: list[int], numbe
         index = torch.arange(ids.shape[0], device=ids.device) if rows is None else rows
         return call(denoiser, ids.masked_fill(ids == later, mask_id), t, positions, index)
 
-    filled, facts = sample(seen, x.masked_fill(hidden, later), mask_id=mask_id, seeds=keys, callback=callback, **options)
+    filled, facts = sample(
+        seen, x.masked_fill(hidden, later), mask_id=mask_id, seeds=keys, callback=callback, **options
+    )
     blocks.append(facts)
     return filled.masked_fill(filled == later, mask_id)

@@ -42,8 +42,9 @@ def hashed_uniforms(seeds: np.ndarray, stream: int, lanes: np.ndarray | int) -> 
     return (hashed_bits(seeds, stream, lanes) >> np.uint64(11)) * 2.0**-53
 
 
-def row_seeds(rows: int, seeds: Sequence[int] | Tensor | None,
-              generator: torch.Generator | Sequence[torch.Generator] | None) -> np.ndarray:
+def row_seeds(
+    rows: int, seeds: Sequence[int] | Tensor | None, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> np.ndarray:
     """One int64 seed per row: the given ones, or drawn from one generator, or one from each row's own generator."""
     if seeds is not None:
         given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else list(seeds))

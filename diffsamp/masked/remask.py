@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from diffsamp.errors import DiffsampError
 from diffsamp.masked.denoisers import Denoiser, call
@@ -97,8 +96,12 @@ class ReMDM:
         remask = shown & (u < rate)
         before = state.x  # what the network sees: the sequence without this step's changes
         x = before.masked_fill(remask, state.mask_id)
-        state = replace(state, x=x, step_of=state.step_of.masked_fill(remask, -1),
-                        revealed=state.revealed - remask.sum(1).cpu().numpy())
+        state = replace(
+            state,
+            x=x,
+            step_of=state.step_of.masked_fill(remask, -1),
+            revealed=state.revealed - remask.sum(1).cpu().numpy(),
+        )
         rows = unmask.any(1).nonzero()[:, 0]
         if not len(rows):
             return replace(state, event=i + 1)
@@ -169,6 +172,6 @@ class P2:
         after = torch.where(again, state.mask_id, filled)
         new = state.free & (after != state.mask_id)
         step_of = torch.where(new & (masked | (state.step_of < 0)), i, state.step_of).masked_fill(again, -1)
-        return replace(state, x=after, step_of=step_of, revealed=new.sum(1).cpu().numpy(), event=i + 1,
-                       calls=state.calls + 1)
-
+        return replace(
+            state, x=after, step_of=step_of, revealed=new.sum(1).cpu().numpy(), event=i + 1, calls=state.calls + 1
+        )

@@ -98,10 +98,17 @@ class MaskedState:
         return np.flatnonzero(self.sizes[:, self.event] > 0)
 
 
-def init(sampler: Any, x: Tensor, *, mask_id: int, order_rule: str | Order | SampleThenChoose = "random",
-         seeds: Sequence[int] | Tensor | None = None,
-         generator: torch.Generator | Sequence[torch.Generator] | None = None,
-         draw_options: Draw | None = None, record_entropy: bool = True) -> MaskedState:
+def init(
+    sampler: Any,
+    x: Tensor,
+    *,
+    mask_id: int,
+    order_rule: str | Order | SampleThenChoose = "random",
+    seeds: Sequence[int] | Tensor | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    draw_options: Draw | None = None,
+    record_entropy: bool = True,
+) -> MaskedState:
     """State before the first call.
 
     Args:
@@ -111,12 +118,16 @@ def init(sampler: Any, x: Tensor, *, mask_id: int, order_rule: str | Order | Sam
         record_entropy: keep the entropy of each call's predictions (costs a softmax of the drawn rows).
     """
     if not isinstance(x, Tensor) or x.ndim != 2 or x.dtype != torch.int64:
-        raise DiffsampError(f"x must be an int64 tensor (B, L); got {getattr(x, 'dtype', type(x).__name__)}, "
-                            f"shape {tuple(getattr(x, 'shape', ()))}")
+        raise DiffsampError(
+            f"x must be an int64 tensor (B, L); got {getattr(x, 'dtype', type(x).__name__)}, "
+            f"shape {tuple(getattr(x, 'shape', ()))}"
+        )
     if isinstance(mask_id, bool) or not isinstance(mask_id, (int, np.integer)):
         raise DiffsampError(f"mask_id={mask_id!r} must be the integer id of the mask token")
     rule = order(order_rule)
-    if getattr(sampler, "extrapolate", False) and (rule != Order("random") or (draw_options or Draw()).temperature == 0):
+    if getattr(sampler, "extrapolate", False) and (
+        rule != Order("random") or (draw_options or Draw()).temperature == 0
+    ):
         raise DiffsampError("extrapolate=True needs order 'random' and a temperature above 0")
     if rule.adaptive and not isinstance(sampler, FirstHitting):
         raise DiffsampError(f"order={rule.name!r} decides the counts itself; use it with FirstHitting")
@@ -131,8 +142,20 @@ def init(sampler: Any, x: Tensor, *, mask_id: int, order_rule: str | Order | Sam
         level = np.where(free.cpu().numpy(), level, 2.0)
         permutation = level.argsort(axis=1)[:, : int(masks.max(initial=0))]
     return MaskedState(
-        sampler, rule, draw_options or Draw(), int(mask_id), x.clone(), free, keys, masks, planned.sizes, planned.times,
-        planned.token_times, permutation, revealed=np.zeros_like(masks), step_of=torch.full_like(x, -1),
+        sampler,
+        rule,
+        draw_options or Draw(),
+        int(mask_id),
+        x.clone(),
+        free,
+        keys,
+        masks,
+        planned.sizes,
+        planned.times,
+        planned.token_times,
+        permutation,
+        revealed=np.zeros_like(masks),
+        step_of=torch.full_like(x, -1),
         record_entropy=record_entropy,
     )
 
@@ -163,8 +186,9 @@ def _time(state: MaskedState, rows: np.ndarray) -> np.ndarray:
     return state.token_times[rows, state.revealed[rows]]
 
 
-def _in_random_order(state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tensor, rows: np.ndarray, index: Tensor
-                     ) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
+def _in_random_order(
+    state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tensor, rows: np.ndarray, index: Tensor
+) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
     """(positions (R, 2), tokens (R,), mean entropy, predictions for the next event)."""
     assert state.permutation is not None
     sizes = state.sizes[rows, state.event]
@@ -182,13 +206,16 @@ def _in_random_order(state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tenso
     if state.sampler.__dict__.get("extrapolate"):
         logits, previous = _extrapolated(state, logits, rows, lanes, width)
     chosen = np.stack([np.broadcast_to(rows[:, None], valid.shape)[valid], at[:, :width][valid]], 1)
-    flat = logits[:, :width][torch.from_numpy(valid).to(x.device)] if not valid.all() else logits[:, :width].flatten(0, 1)
+    flat = (
+        logits[:, :width][torch.from_numpy(valid).to(x.device)] if not valid.all() else logits[:, :width].flatten(0, 1)
+    )
     positions = torch.from_numpy(chosen)
     return positions, draw_at(state, flat, positions), _mean_entropy(state, flat), previous
 
 
-def _extrapolated(state: MaskedState, logits: Tensor, rows: np.ndarray, lanes: np.ndarray, width: int
-                  ) -> tuple[Tensor, Tensor | None]:
+def _extrapolated(
+    state: MaskedState, logits: Tensor, rows: np.ndarray, lanes: np.ndarray, width: int
+) -> tuple[Tensor, Tensor | None]:
     """Second-order prediction for the tokens of this event, and the plain one for those of the next.
 
     q_j = mu + w_j (mu - mu_before), w_j = (tau_j - tau) / (tau - tau_before) within [0, 2]: linear interpolation in
@@ -218,8 +245,9 @@ def _extrapolated(state: MaskedState, logits: Tensor, rows: np.ndarray, lanes: n
     return out, kept
 
 
-def _by_score(state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tensor, rows: np.ndarray, index: Tensor
-              ) -> tuple[Tensor, Tensor, float | None]:
+def _by_score(
+    state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tensor, rows: np.ndarray, index: Tensor
+) -> tuple[Tensor, Tensor, float | None]:
     """Positions chosen from what the network says about all masked ones."""
     masked = state.masked[index]
     logits = call(denoiser, x, t, None, index)
@@ -241,8 +269,9 @@ def _by_score(state: MaskedState, denoiser: Denoiser, x: Tensor, t: Tensor, rows
     return positions, draw_at(state, flat, positions), _mean_entropy(state, flat)
 
 
-def _legacy(state: MaskedState, logits: Tensor, masked: Tensor, counts: Tensor, rows: np.ndarray
-            ) -> tuple[Tensor, Tensor, float | None]:
+def _legacy(
+    state: MaskedState, logits: Tensor, masked: Tensor, counts: Tensor, rows: np.ndarray
+) -> tuple[Tensor, Tensor, float | None]:
     where = masked.nonzero()
     flat = logits[where[:, 0], where[:, 1]]
     every = torch.stack([torch.from_numpy(rows).to(where.device)[where[:, 0]], where[:, 1]], 1).cpu()
@@ -278,7 +307,7 @@ def masked_log_probabilities(logits: Tensor, masked: Tensor, mask_id: int) -> Te
 
 
 def draw_at(state: MaskedState, logits: Tensor, positions: Tensor) -> Tensor:
-    """Tokens for `positions` (R, 2) of (row, position) from logits (R, V), by the numbers of (seed, event, position)."""
+    """Tokens at `positions` (R, 2), row and position, from logits (R, V), by the numbers of (seed, event, position)."""
     seeds = state.seeds[positions[:, 0].numpy()]
     place = positions[:, 1:].numpy()
 
@@ -289,12 +318,25 @@ def draw_at(state: MaskedState, logits: Tensor, positions: Tensor) -> Tensor:
         return torch.from_numpy(u)
 
     d = state.draw
-    return draw(logits, source, precision=d.precision, temperature=d.temperature, top_k=d.top_k, top_p=d.top_p,
-                mask_id=state.mask_id)
+    return draw(
+        logits,
+        source,
+        precision=d.precision,
+        temperature=d.temperature,
+        top_k=d.top_k,
+        top_p=d.top_p,
+        mask_id=state.mask_id,
+    )
 
 
-def commit(state: MaskedState, rows: np.ndarray, positions: Tensor, tokens: Tensor, spread: float | None,
-           previous: Tensor | None = None) -> MaskedState:
+def commit(
+    state: MaskedState,
+    rows: np.ndarray,
+    positions: Tensor,
+    tokens: Tensor,
+    spread: float | None,
+    previous: Tensor | None = None,
+) -> MaskedState:
     """State with `tokens` (R,) written at `positions` (R, 2)."""
     x, step_of = state.x.clone(), state.step_of.clone()
     at = positions.to(x.device)
@@ -302,8 +344,16 @@ def commit(state: MaskedState, rows: np.ndarray, positions: Tensor, tokens: Tens
     step_of[at[:, 0], at[:, 1]] = state.event
     revealed = state.revealed + np.bincount(positions[:, 0].numpy(), minlength=x.shape[0])
     entropies = state.entropies if spread is None else (*state.entropies, spread)
-    return replace(state, x=x, step_of=step_of, revealed=revealed, event=state.event + 1, calls=state.calls + 1,
-                   entropies=entropies, previous=previous)
+    return replace(
+        state,
+        x=x,
+        step_of=step_of,
+        revealed=revealed,
+        event=state.event + 1,
+        calls=state.calls + 1,
+        entropies=entropies,
+        previous=previous,
+    )
 
 
 def check_width(logits: Tensor, state: MaskedState) -> None:
@@ -334,23 +384,47 @@ def info(state: MaskedState) -> dict[str, Any]:
     order_of = when.argsort(dim=1, stable=True)
     known = (state.free & (state.step_of >= 0)).sum(1, keepdim=True)
     order_of = order_of.masked_fill(torch.arange(when.shape[1], device=when.device) >= known, -1)
-    return {"calls": state.calls, "revealed": state.revealed.copy(), "step_of": state.step_of.clone(),
-            "order": order_of, "entropy": list(state.entropies), "done": state.done}
+    return {
+        "calls": state.calls,
+        "revealed": state.revealed.copy(),
+        "step_of": state.step_of.clone(),
+        "order": order_of,
+        "entropy": list(state.entropies),
+        "done": state.done,
+    }
 
 
-def sample(denoiser: Denoiser, x: Tensor, *, mask_id: int, sampler: Any = None,
-           order: str | Order | SampleThenChoose = "random", temperature: float = 1.0, top_k: int | None = None,
-           top_p: float | None = None, precision: str = "safe", seeds: Sequence[int] | Tensor | None = None,
-           generator: torch.Generator | Sequence[torch.Generator] | None = None,
-           callback: Callable[[MaskedState], None] | None = None, record_entropy: bool = True,
-           ) -> tuple[Tensor, dict[str, Any]]:
+def sample(
+    denoiser: Denoiser,
+    x: Tensor,
+    *,
+    mask_id: int,
+    sampler: Any = None,
+    order: str | Order | SampleThenChoose = "random",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    precision: str = "safe",
+    seeds: Sequence[int] | Tensor | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    callback: Callable[[MaskedState], None] | None = None,
+    record_entropy: bool = True,
+) -> tuple[Tensor, dict[str, Any]]:
     """Fill the masks of `x`; arguments as for `init` and `sample_categorical`.
 
     `callback(state)` runs after every call. Returns the tokens, int64 (B, L), and `info`. A sequence without a mask is
     returned without any call.
     """
-    state = init(sampler or FirstHitting(), x, mask_id=mask_id, order_rule=order, seeds=seeds, generator=generator,
-                 draw_options=Draw(temperature, top_k, top_p, precision), record_entropy=record_entropy)
+    state = init(
+        sampler or FirstHitting(),
+        x,
+        mask_id=mask_id,
+        order_rule=order,
+        seeds=seeds,
+        generator=generator,
+        draw_options=Draw(temperature, top_k, top_p, precision),
+        record_entropy=record_entropy,
+    )
     while not state.done:
         state = step(state, denoiser)
         if callback is not None:

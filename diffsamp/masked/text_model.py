@@ -105,7 +105,9 @@ class MaskedTransformer(nn.Module):
         """Final hidden states (B, L, width), before the head."""
         length = input_ids.shape[-1]
         if length > self.config.max_length:
-            raise DiffsampError(f"input_ids has {length} tokens a row, the model takes at most {self.config.max_length}")
+            raise DiffsampError(
+                f"input_ids has {length} tokens a row, the model takes at most {self.config.max_length}"
+            )
         # Unit-RMS embeddings: the tied head wants small rows, the blocks want inputs of order one.
         x = F.rms_norm(self.embedding(input_ids), (self.config.width,))
         x = F.dropout(x, self.config.dropout, self.training)
@@ -121,8 +123,9 @@ class MaskedTransformer(nn.Module):
         logits[..., self.config.mask_id] = -math.inf
         return logits
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None,
-                attention_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
         hidden = self.hidden(input_ids, attention_mask)
         if positions is not None:
             hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -184,8 +187,9 @@ class TextModel:
         if not 1 <= length <= self.max_length:
             raise DiffsampError(f"length={length} must be between 1 and the model's {self.max_length} tokens")
         if len(ids) > length:
-            raise DiffsampError(f"prompt has {len(ids)} tokens; it must fit into {length} (the model takes "
-                                f"{self.max_length})")
+            raise DiffsampError(
+                f"prompt has {len(ids)} tokens; it must fit into {length} (the model takes {self.max_length})"
+            )
         return torch.tensor([ids + [self.mask_id] * (length - len(ids))], dtype=torch.int64)
 
     def holes(self, text: str, default: int = 8) -> Tensor:
@@ -224,7 +228,9 @@ def load_text_model(name: str = "kjv", *, device: str | torch.device = "cpu", fo
         raise DiffsampError(f"text model {name!r}: {error.filename} cannot be read; reinstall diffsamp") from None
     found = hashlib.sha256(content).hexdigest()
     if found != facts["sha256"]:
-        raise DiffsampError(f"text model {name!r}: the weights have sha256 {found[:12]}, expected {facts['sha256'][:12]}")
+        raise DiffsampError(
+            f"text model {name!r}: the weights have sha256 {found[:12]}, expected {facts['sha256'][:12]}"
+        )
     network = MaskedTransformer(TextModelConfig(**facts["network"]))
     network.load_state_dict({key: value.float() for key, value in load(content).items()})
     return TextModel(network, tokenizer, facts).to(device)

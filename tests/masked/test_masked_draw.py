@@ -104,8 +104,9 @@ def test_law_matches_a_softmax_with_thousands_of_classes():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_extreme_logits_and_the_mask_class_stay_out(dtype):
     big = 1e4 if dtype != torch.float16 else 6e4
-    logits = torch.tensor([[0.0, big, -big, 100.0], [-big, -big, -math.inf, -big], [0.0, math.inf, math.inf, big]],
-                          dtype=dtype).repeat_interleave(500, 0)
+    logits = torch.tensor(
+        [[0.0, big, -big, 100.0], [-big, -big, -math.inf, -big], [0.0, math.inf, math.inf, big]], dtype=dtype
+    ).repeat_interleave(500, 0)
     tokens = sample_categorical(logits, torch.Generator().manual_seed(7), mask_id=1).view(3, 500)
     assert bool((tokens[0] == 3).all())
     assert set(tokens[1].tolist()) == {0, 3}
@@ -120,8 +121,9 @@ def test_a_row_does_not_depend_on_its_batch(precision, width):
     logits = torch.randn(37, width, generator=torch.Generator().manual_seed(9)) * 4
     seeds = torch.arange(37) * 1_000_003 - 5
     together = sample_categorical(logits, precision=precision, seeds=seeds, step=2)
-    alone = torch.cat([sample_categorical(logits[i : i + 1], precision=precision, seeds=seeds[i : i + 1], step=2)
-                       for i in range(37)])
+    alone = torch.cat(
+        [sample_categorical(logits[i : i + 1], precision=precision, seeds=seeds[i : i + 1], step=2) for i in range(37)]
+    )
     flipped = sample_categorical(logits.flip(0), precision=precision, seeds=seeds.flip(0), step=2).flip(0)
     assert torch.equal(together, alone) and torch.equal(together, flipped)
     assert not torch.equal(together, sample_categorical(logits, precision=precision, seeds=seeds, step=3))
@@ -138,7 +140,7 @@ def test_hashed_uniforms_are_uniform_and_uncorrelated():
 
 
 def test_race_against_the_mask_unmasks_too_rarely_and_the_shipped_samplers_do_not():
-    # One ancestral step, d = 1/64, uniform classes, at a lattice of 2^-12 where float32 has 2^-24: x = 1 for each class.
+    # One ancestral step, d = 1/64, uniform classes, on a lattice of 2^-12 where float32 has 2^-24: x = 1 for each.
     width, rows, steps = 64, 60_000, 64
     flat = torch.zeros(1, width).expand(rows, width)
     expected = rows / steps
@@ -161,17 +163,20 @@ def test_filters_keep_what_they_say():
     assert torch.allclose(cold, torch.tensor([[0.25, 0.04, 0.04, 0.01]]) / 0.34)
 
 
-@pytest.mark.parametrize(("change", "text"), [
-    ({"logits": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "row 1 holds NaN"),
-    ({"logits": torch.full((2, 4), -math.inf)}, "row 0 has no class"),
-    ({"logits": torch.zeros(2, 3), "mask_id": 1, "uniform": None, "temperature": -1.0}, "temperature=-1.0"),
-    ({"logits": torch.zeros(2, 3), "top_p": 0.0}, "top_p=0.0"),
-    ({"logits": torch.zeros(2, 3), "top_k": 0}, "top_k=0"),
-    ({"logits": torch.zeros(2, 3), "precision": "fp16"}, "precision='fp16'"),
-    ({"logits": torch.zeros(2, 3), "seeds": [1]}, "seeds must be 2 integers"),
-    ({"logits": torch.zeros(2, 0)}, "shape"),
-    ({"logits": torch.zeros(2, 3, dtype=torch.int64)}, "int64"),
-])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"logits": torch.tensor([[0.0, 1.0], [math.nan, 0.0]])}, "row 1 holds NaN"),
+        ({"logits": torch.full((2, 4), -math.inf)}, "row 0 has no class"),
+        ({"logits": torch.zeros(2, 3), "mask_id": 1, "uniform": None, "temperature": -1.0}, "temperature=-1.0"),
+        ({"logits": torch.zeros(2, 3), "top_p": 0.0}, "top_p=0.0"),
+        ({"logits": torch.zeros(2, 3), "top_k": 0}, "top_k=0"),
+        ({"logits": torch.zeros(2, 3), "precision": "fp16"}, "precision='fp16'"),
+        ({"logits": torch.zeros(2, 3), "seeds": [1]}, "seeds must be 2 integers"),
+        ({"logits": torch.zeros(2, 0)}, "shape"),
+        ({"logits": torch.zeros(2, 3, dtype=torch.int64)}, "int64"),
+    ],
+)
 def test_bad_input_is_named_in_one_line(change, text):
     with pytest.raises(DiffsampError, match=text) as caught:
         sample_categorical(**change)

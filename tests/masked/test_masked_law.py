@@ -29,8 +29,14 @@ def run(toy_: Toy, rows: int, seed: int = 0, chunk: int = 250_000, **options) ->
     for first in range(0, rows, chunk):
         n = min(chunk, rows - first)
         keys = np.arange(first, first + n) + (seed << 40)
-        x, facts = masked.sample(toy_.denoiser, toy_.blank(n), mask_id=toy_.width, seeds=keys.tolist()
-                                 if n < 1000 else torch.from_numpy(keys), record_entropy=False, **options)
+        x, facts = masked.sample(
+            toy_.denoiser,
+            toy_.blank(n),
+            mask_id=toy_.width,
+            seeds=keys.tolist() if n < 1000 else torch.from_numpy(keys),
+            record_entropy=False,
+            **options,
+        )
         events.append(np.array([len(np.unique(r)) for r in facts["step_of"][:2000].numpy()]).mean())
         total = total + toy_.histogram(x) * n
     return total / rows, float(np.mean(events))
@@ -63,8 +69,13 @@ class MixedTimes(Toy):
         p = super().denoiser(x, t)[..., : self.width].exp()
         rho = torch.zeros_like(p)
         rho[..., 0] = 1.0
-        return torch.cat([((1 - t)[:, None, None] * p + t[:, None, None] * rho).log(),
-                          torch.full((*x.shape, 1), 9.0, dtype=p.dtype)], -1)
+        return torch.cat(
+            [
+                ((1 - t)[:, None, None] * p + t[:, None, None] * rho).log(),
+                torch.full((*x.shape, 1), 9.0, dtype=p.dtype),
+            ],
+            -1,
+        )
 
     def ancestral_in_time(self, steps):
         source, target, _, bits, count = self.transitions
@@ -85,7 +96,9 @@ class OldTime(FirstHitting):
 
     def events(self, masked_, seeds):
         right = super().events(masked_, seeds)
-        return Events(right.sizes, np.concatenate([np.ones((len(seeds), 1)), right.times[:, :-1]], 1), right.token_times)
+        return Events(
+            right.sizes, np.concatenate([np.ones((len(seeds), 1)), right.times[:, :-1]], 1), right.token_times
+        )
 
 
 def test_network_is_told_the_new_time_and_the_old_time_fails():
@@ -140,9 +153,17 @@ def test_extrapolation_helps_on_a_and_does_not_hurt_on_c_and_d():
     assert gains["A"] < 0.85 and gains["C"] < 1.05 and gains["D"] < 1.05, gains
 
 
-@pytest.mark.parametrize("rule", [masked.Order("confidence"), masked.Order("margin"), masked.Order("entropy"),
-                                  masked.EntropyBounded(gamma=0.0), masked.Threshold(threshold=1.0)],
-                         ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        masked.Order("confidence"),
+        masked.Order("margin"),
+        masked.Order("entropy"),
+        masked.EntropyBounded(gamma=0.0),
+        masked.Threshold(threshold=1.0),
+    ],
+    ids=lambda r: r.name,
+)
 @pytest.mark.parametrize("name", ["A", "B"])
 def test_choose_then_sample_one_token_at_a_time_is_exact(name, rule):
     t = toy(name)
@@ -199,9 +220,16 @@ def test_remdm_without_remasking_is_ancestral_and_p2_without_eta_never_remasks()
     assert not bool((state.x == t.width).any())
 
 
-@pytest.mark.parametrize("sampler", [masked.ReMDM(12, "rescale", 0.9), masked.ReMDM(12, "conf", 1.0),
-                                     masked.ReMDM(12, "cap", 0.3, loop=(0.6, 0.3)), masked.P2(12, eta=2.0)],
-                         ids=["rescale", "conf", "loop", "p2"])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        masked.ReMDM(12, "rescale", 0.9),
+        masked.ReMDM(12, "conf", 1.0),
+        masked.ReMDM(12, "cap", 0.3, loop=(0.6, 0.3)),
+        masked.P2(12, eta=2.0),
+    ],
+    ids=["rescale", "conf", "loop", "p2"],
+)
 def test_remasking_happens_leaves_no_mask_and_respects_given_tokens(sampler):
     t = toy("A")
     x = t.blank(200)

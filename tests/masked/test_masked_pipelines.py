@@ -39,9 +39,20 @@ class LikesMask(torch.nn.Module):
 
 
 def run_llada2(pipe, **options):
-    return pipe(input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]]), gen_length=13, block_length=8, num_inference_steps=4,
-                temperature=1.0, mask_token_id=MASK, output_type="seq", eos_early_stop=False, threshold=2.0,
-                editing_threshold=None, generator=torch.Generator().manual_seed(0), **options).sequences
+    return pipe(
+        input_ids=torch.tensor([[1, 2, 3], [4, 5, 6]]),
+        gen_length=13,
+        block_length=8,
+        num_inference_steps=4,
+        temperature=1.0,
+        mask_token_id=MASK,
+        output_type="seq",
+        eos_early_stop=False,
+        threshold=2.0,
+        editing_threshold=None,
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    ).sequences
 
 
 def test_llada2_never_answers_with_the_mask_and_swaps_back():
@@ -71,24 +82,42 @@ def amused():
         hidden_size=8, use_bias=False, hidden_dropout=0.0, cond_embed_dim=8, micro_cond_encode_dim=2,
         micro_cond_embed_dim=10, encoder_hidden_size=8, vocab_size=32, codebook_size=32, in_channels=8,
         block_out_channels=8, num_res_blocks=1, downsample=True, upsample=True, block_num_heads=1, num_hidden_layers=1,
-        num_attention_heads=1, attention_dropout=0.0, intermediate_size=8, layer_norm_eps=1e-6, ln_elementwise_affine=True,
+        num_attention_heads=1, attention_dropout=0.0, intermediate_size=8, layer_norm_eps=1e-6,
+        ln_elementwise_affine=True,
     )  # fmt: skip
     vqvae = VQModel(act_fn="silu", block_out_channels=[8], down_block_types=["DownEncoderBlock2D"], in_channels=3,
                     latent_channels=8, layers_per_block=1, norm_num_groups=8, num_vq_embeddings=32, out_channels=3,
                     sample_size=8, up_block_types=["UpDecoderBlock2D"], mid_block_add_attention=False,
                     lookup_from_codebook=True)  # fmt: skip
-    text = CLIPTextModelWithProjection(CLIPTextConfig(hidden_size=8, intermediate_size=8, num_attention_heads=1,
-                                                      num_hidden_layers=1, vocab_size=100, projection_dim=8))
+    text = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_attention_heads=1,
+            num_hidden_layers=1,
+            vocab_size=100,
+            projection_dim=8,
+        )
+    )
     pipe = AmusedPipeline(vqvae, None, text, transformer, AmusedScheduler(mask_token_id=31))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def run_amused(pipe, steps=5, **options):
-    return pipe(prompt_embeds=torch.ones(1, 8), encoder_hidden_states=torch.ones(1, 5, 8), height=8, width=8,
-                negative_prompt_embeds=torch.zeros(1, 8), negative_encoder_hidden_states=torch.zeros(1, 5, 8),
-                num_inference_steps=steps, guidance_scale=3.0, output_type="latent",
-                generator=torch.Generator().manual_seed(0), **options).images
+    return pipe(
+        prompt_embeds=torch.ones(1, 8),
+        encoder_hidden_states=torch.ones(1, 5, 8),
+        height=8,
+        width=8,
+        negative_prompt_embeds=torch.zeros(1, 8),
+        negative_encoder_hidden_states=torch.zeros(1, 5, 8),
+        num_inference_steps=steps,
+        guidance_scale=3.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(0),
+        **options,
+    ).images
 
 
 @pytest.mark.parametrize("counting", ["even", "cosine"])
@@ -146,8 +175,14 @@ def test_vq_diffusion_pipeline_with_class_first_log_probabilities():
     stock = pipe.scheduler
     object.__setattr__(pipe, "scheduler", MaskedScheduler.from_pipe(pipe))
     left = []
-    pipe("x", num_inference_steps=6, guidance_scale=2.0, output_type="np", generator=torch.Generator().manual_seed(0),
-         callback=lambda i, t, x: left.append(int((x == classes - 1).sum())))
+    pipe(
+        "x",
+        num_inference_steps=6,
+        guidance_scale=2.0,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+        callback=lambda i, t, x: left.append(int((x == classes - 1).sum())),
+    )
     assert left == [13, 10, 7, 4, 2, 0] and int(pipe.tokens.max()) < classes - 1
     object.__setattr__(pipe, "scheduler", stock)
     pipe("x", num_inference_steps=6, output_type="np", generator=torch.Generator().manual_seed(0))

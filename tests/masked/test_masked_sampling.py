@@ -13,8 +13,14 @@ from diffsamp import masked
 from diffsamp.errors import DiffsampError
 
 V, MASK = 12, 11
-SAMPLERS = [masked.FirstHitting(), masked.FirstHitting(tokens_per_step=3), masked.FirstHitting(steps=4),
-            masked.FirstHitting(tokens_per_step=2, extrapolate=True), masked.CountFirst(5), masked.CountFirst(64)]
+SAMPLERS = [
+    masked.FirstHitting(),
+    masked.FirstHitting(tokens_per_step=3),
+    masked.FirstHitting(steps=4),
+    masked.FirstHitting(tokens_per_step=2, extrapolate=True),
+    masked.CountFirst(5),
+    masked.CountFirst(64),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -74,8 +80,9 @@ def test_frozen_tokens_stay_and_no_mask_is_left(net, sampler, order):
 @pytest.mark.parametrize("order", [o for o in masked.ORDERS if o not in ("random",)])
 def test_every_order_fills_everything(net, order):
     x = canvas()
-    y, facts = masked.sample(net, x, mask_id=MASK, sampler=masked.FirstHitting(tokens_per_step=2), order=order,
-                             seeds=range(8))
+    y, facts = masked.sample(
+        net, x, mask_id=MASK, sampler=masked.FirstHitting(tokens_per_step=2), order=order, seeds=range(8)
+    )
     assert torch.equal(y[x != MASK], x[x != MASK]) and not bool((y == MASK).any())
     assert facts["calls"] <= 16
 
@@ -165,16 +172,24 @@ def test_guidance_of_one_is_no_guidance_and_rate_is_untouched(net):
 
 def test_blocks_from_left_to_right_lengths_and_stop_tokens(net):
     seen = []
-    out = masked.generate(net, [[1, 2], [3, 4, 5, 6, 7]], mask_id=MASK, new_tokens=[9, 6], block_length=3, seeds=[0, 1],
-                          callback=lambda s: seen.append(s.x.clone()))
+    out = masked.generate(
+        net,
+        [[1, 2], [3, 4, 5, 6, 7]],
+        mask_id=MASK,
+        new_tokens=[9, 6],
+        block_length=3,
+        seeds=[0, 1],
+        callback=lambda s: seen.append(s.x.clone()),
+    )
     assert [len(s) for s in out.sequences] == [11, 11]
     assert out.sequences[0][:2] == [1, 2] and out.sequences[1][:5] == [3, 4, 5, 6, 7]
     assert MASK not in out.tokens and out.calls == 9 and len(out.blocks) == 3
     second = [x for x in seen if bool((x[0, 2:5] != MASK).all())]
     assert all(torch.equal(x[0, 2:5], out.tokens[0, 2:5]) for x in second)  # earlier blocks are frozen
     stop = out.sequences[0][4]
-    short = masked.generate(net, [[1, 2], [3, 4, 5, 6, 7]], mask_id=MASK, new_tokens=[9, 6], block_length=3,
-                            seeds=[0, 1], stop_ids=[stop])
+    short = masked.generate(
+        net, [[1, 2], [3, 4, 5, 6, 7]], mask_id=MASK, new_tokens=[9, 6], block_length=3, seeds=[0, 1], stop_ids=[stop]
+    )
     first = out.sequences[0].index(stop, 2)
     assert short.sequences[0] == out.sequences[0][: first + 1]
     assert short.tokens[0, first + 1 :].eq(masked.PAD).all()
@@ -213,8 +228,14 @@ def test_transformers_masked_lm_and_kept_logits():
     from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    shape = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-             "intermediate_size": 16, "max_position_embeddings": 32}
+    shape = {
+        "vocab_size": V,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 32,
+    }
     x = torch.full((1, 8), MASK)
     x[0, :2] = 1
     bert = masked.MaskedLM(BertForMaskedLM(BertConfig(**shape)).eval())
@@ -234,26 +255,32 @@ def nan_net(x, t):
     return torch.full((*x.shape, V), math.nan)
 
 
-@pytest.mark.parametrize(("call", "text"), [
-    (lambda n: masked.sample(n, canvas(), mask_id=None), "mask_id=None"),
-    (lambda n: masked.sample(n, canvas().float(), mask_id=MASK), "int64"),
-    (lambda n: masked.sample(n, canvas(), mask_id=MASK, temperature=-0.5), "temperature=-0.5"),
-    (lambda n: masked.sample(n, canvas(), mask_id=MASK, order="best"), "order='best'"),
-    (lambda n: masked.sample(n, canvas(), mask_id=MASK, sampler=masked.CountFirst(4), order="threshold"), "threshold"),
-    (lambda n: masked.sample(n, canvas(), mask_id=MASK, seeds=[1, 2]), "seeds must be 8"),
-    (lambda n: masked.sample(nan_net, canvas(), mask_id=MASK), "NaN"),
-    (lambda n: masked.sample(nan_net, canvas(), mask_id=MASK, order="entropy"), "NaN"),
-    (lambda n: masked.sample(lambda x, t: n(x, t)[:, :3], canvas(), mask_id=MASK), "logits: the denoiser gave"),
-    (lambda n: masked.sample(lambda x, t: n(x, t)[..., :3], canvas(), mask_id=MASK), "3 wide, but token 6"),
-    (lambda n: masked.generate(n, [[1, MASK]], mask_id=MASK, new_tokens=2), "prompt 0 holds the mask"),
-    (lambda n: masked.generate(n, [[1]], mask_id=None, new_tokens=2), "mask_id is missing"),
-    (lambda n: masked.generate(n, [[1] * 9], mask_id=MASK, new_tokens=2, max_length=10), "exceed the model's 10"),
-    (lambda n: masked.FirstHitting(tokens_per_step=0), "tokens_per_step=0"),
-    (lambda n: masked.CountFirst(0), "steps=0"),
-    (lambda n: masked.FirstHitting(schedule="cosin"), "schedule='cosin'"),
-    (lambda n: masked.ReMDM(4, eta=2.0), "eta=2.0"),
-    (lambda n: masked.ClassifierFreeGuidance(n, 2.0), "guidance needs"),
-])
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda n: masked.sample(n, canvas(), mask_id=None), "mask_id=None"),
+        (lambda n: masked.sample(n, canvas().float(), mask_id=MASK), "int64"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, temperature=-0.5), "temperature=-0.5"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, order="best"), "order='best'"),
+        (
+            lambda n: masked.sample(n, canvas(), mask_id=MASK, sampler=masked.CountFirst(4), order="threshold"),
+            "threshold",
+        ),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, seeds=[1, 2]), "seeds must be 8"),
+        (lambda n: masked.sample(nan_net, canvas(), mask_id=MASK), "NaN"),
+        (lambda n: masked.sample(nan_net, canvas(), mask_id=MASK, order="entropy"), "NaN"),
+        (lambda n: masked.sample(lambda x, t: n(x, t)[:, :3], canvas(), mask_id=MASK), "logits: the denoiser gave"),
+        (lambda n: masked.sample(lambda x, t: n(x, t)[..., :3], canvas(), mask_id=MASK), "3 wide, but token 6"),
+        (lambda n: masked.generate(n, [[1, MASK]], mask_id=MASK, new_tokens=2), "prompt 0 holds the mask"),
+        (lambda n: masked.generate(n, [[1]], mask_id=None, new_tokens=2), "mask_id is missing"),
+        (lambda n: masked.generate(n, [[1] * 9], mask_id=MASK, new_tokens=2, max_length=10), "exceed the model's 10"),
+        (lambda n: masked.FirstHitting(tokens_per_step=0), "tokens_per_step=0"),
+        (lambda n: masked.CountFirst(0), "steps=0"),
+        (lambda n: masked.FirstHitting(schedule="cosin"), "schedule='cosin'"),
+        (lambda n: masked.ReMDM(4, eta=2.0), "eta=2.0"),
+        (lambda n: masked.ClassifierFreeGuidance(n, 2.0), "guidance needs"),
+    ],
+)
 def test_bad_input_is_one_clear_line(net, call, text):
     with pytest.raises(DiffsampError, match=text) as caught:
         call(net)

@@ -50,11 +50,47 @@ def test_positions_and_padding_do_not_change_predictions(model):
 
 def test_text_is_english_of_its_source(model):
     x = model.prompt("In the beginning")
-    tokens, facts = masked.sample(model, x.expand(4, -1), mask_id=model.mask_id, seeds=range(4), temperature=0.8,
-                                  sampler=masked.FirstHitting(steps=64))
+    tokens, facts = masked.sample(
+        model,
+        x.expand(4, -1),
+        mask_id=model.mask_id,
+        seeds=range(4),
+        temperature=0.8,
+        sampler=masked.FirstHitting(steps=64),
+    )
     words = [w.strip(".,:;?!()").lower() for row in tokens.tolist() for w in model.decode(row).split()]
-    common = {"the", "and", "of", "to", "that", "in", "he", "shall", "unto", "for", "his", "a", "lord", "they", "be",
-              "is", "him", "not", "them", "it", "with", "all", "thou", "was", "god", "which", "my", "me", "thy", "i"}
+    common = {
+        "the",
+        "and",
+        "of",
+        "to",
+        "that",
+        "in",
+        "he",
+        "shall",
+        "unto",
+        "for",
+        "his",
+        "a",
+        "lord",
+        "they",
+        "be",
+        "is",
+        "him",
+        "not",
+        "them",
+        "it",
+        "with",
+        "all",
+        "thou",
+        "was",
+        "god",
+        "which",
+        "my",
+        "me",
+        "thy",
+        "i",
+    }
     share = sum(w in common for w in words) / len(words)
     assert share > 0.25  # in the King James Bible these thirty words are about 44 %; a random tokenization has 2 %
     assert facts["calls"] == 64 and model.mask_id not in tokens
