@@ -10,19 +10,11 @@ import math
 
 import torch
 
+from .naive import TILE, pick, scaled_logits
 from .naive import sample_categorical as dense
-from .naive import scaled_logits
 from .philox import row_uniforms
 
-_CHUNK = 1 << 17  # classes handled at a time
-_TILE = 256
-
-
-def _pick(cumulative: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """First index whose running total exceeds u·total, never one of zero weight."""
-    total = cumulative[:, -1:].contiguous()
-    chosen = torch.searchsorted(cumulative, u * total, right=True)
-    return torch.minimum(chosen, torch.searchsorted(cumulative, total))
+_CHUNK = 1 << 18  # classes handled at a time
 
 
 def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -31,22 +23,27 @@ def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tenso
     tokens = torch.empty(count, dtype=torch.int64)
     logprob, lse = torch.empty(count), torch.empty(count)
     rows = max(1, _CHUNK // width)
-    tiles, rest = width // _TILE, width % _TILE
-    inside = torch.arange(_TILE)
+    tiles, rest = width // TILE, width % TILE
+    inside = torch.arange(TILE)
     for first in range(0, count, rows):
         part = slice(first, min(count, first + rows))
         p = logits[part].softmax(1, dtype=torch.float32)
         sums = p.new_empty((p.shape[0], tiles + (rest > 0)), dtype=torch.float64)
-        sums[:, :tiles] = p[:, : tiles * _TILE].unflatten(1, (tiles, _TILE)).sum(-1)
+        sums[:, :tiles] = p[:, : tiles * TILE].unflatten(1, (tiles, TILE)).sum(-1)
         if rest:
-            sums[:, tiles] = p[:, tiles * _TILE :].sum(1)
+            sums[:, tiles] = p[:, tiles * TILE :].sum(1)
         u = uniforms[part]
         running = sums.cumsum_(1)
-        start = _pick(running, u[:, :1]) * _TILE
-        index = start + inside
-        weights = p.gather(1, index.clamp_max(width - 1)).double()
-        weights.masked_fill_(index >= width, 0.0)
-        token = start + _pick(weights.cumsum_(1), u[:, 1:])
+        tile = pick(running, u[:, :1])
+        start = tile * TILE
+        if rest:
+            index = start + inside
+            weights = p.gather(1, index.clamp_max(width - 1)).double()
+            weights.masked_fill_(index >= width, 0.0)
+        else:
+            line = torch.arange(p.shape[0]) * tiles + tile.squeeze(1)
+            weights = p.view(-1, TILE).index_select(0, line).double()
+        token = start + pick(weights.cumsum_(1), u[:, 1:])
         tokens[part] = token.squeeze(1)
         chosen = p.gather(1, token.clamp_max(width - 1)).double() / running[:, -1:]
         logprob[part] = chosen.log_().squeeze(1).float()

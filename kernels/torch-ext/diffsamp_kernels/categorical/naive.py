@@ -1,4 +1,4 @@
-"""The definition of the categorical draw, float64 and dense: one inverse CDF per row, or a race of one variate per class."""
+"""The definition of the categorical draw, float64 and dense: a two-stage inverse CDF, or a race of one variate per class."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from .philox import philox, row_uniforms
+
+TILE = 4096  # one uniform picks a tile of this many classes, a second one the class in it
 
 
 def scaled_logits(logits, uncond, scale, rows, temperature, mask_id) -> torch.Tensor:
@@ -26,14 +28,14 @@ def scaled_logits(logits, uncond, scale, rows, temperature, mask_id) -> torch.Te
 def cut(logits, uncond, scale, rows, temperature, mask_id, top_k, top_p) -> torch.Tensor:
     """Logits (float32, temperature not applied) with the classes outside top-k, then top-p, at minus infinity."""
     y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id)
-    order = y.sort(1, descending=True, stable=True)
+    values, indices = y.sort(dim=1, descending=True, stable=True)
     keep = torch.ones_like(y, dtype=torch.bool)
     if top_k is not None:
         keep[:, top_k:] = False
     if top_p is not None:
-        p = order.values.masked_fill(~keep, -math.inf).softmax(1)
+        p = values.masked_fill(~keep, -math.inf).softmax(1)
         keep &= p.cumsum(1) - p < top_p
-    kept = torch.zeros_like(keep).scatter_(1, order.indices, keep)
+    kept = torch.zeros_like(keep).scatter_(1, indices, keep)
     return (y * temperature).masked_fill_(~kept, -math.inf).float()
 
 
@@ -51,6 +53,13 @@ def race_variates(seed: int, keys: np.ndarray, step: int, width: int) -> np.ndar
     return -np.log1p(-np.minimum(v, 1.0 - 2.0**-53))
 
 
+def pick(cumulative: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """First index whose running total exceeds u·total, never one of zero weight."""
+    total = cumulative[:, -1:].contiguous()
+    chosen = torch.searchsorted(cumulative, u * total, right=True)
+    return torch.minimum(chosen, torch.searchsorted(cumulative, total))
+
+
 def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method):
     y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id)
     lse = y.logsumexp(1)
@@ -60,10 +69,11 @@ def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, row
         tokens = (e.log() - y).argmin(1)
     else:
         u = torch.from_numpy(row_uniforms(int(seed), host, step)).to(y.device)
-        total = (y - lse[:, None]).exp().cumsum(1)
-        tokens = torch.searchsorted(total, u[:, :1] * total[:, -1:], right=True)
-        last = torch.searchsorted(total, total[:, -1:].contiguous())
-        tokens = torch.minimum(tokens, last).squeeze(1)
+        p = torch.nn.functional.pad((y - y.amax(1, keepdim=True)).exp(), (0, -y.shape[1] % TILE)).unflatten(1, (-1, TILE))
+        start = pick(p.sum(2).cumsum(1), u[:, :1])
+        inside = p.gather(1, start[:, :, None].expand(-1, 1, TILE)).squeeze(1).cumsum(1)
+        tokens = (start * TILE + pick(inside, u[:, 1:])).squeeze(1).clamp_max(y.shape[1] - 1)
     logprob = y.gather(1, tokens[:, None]).squeeze(1) - lse
     tokens = torch.where(lse == -math.inf, -1, tokens)
+    logprob = torch.where(lse == -math.inf, -math.inf, logprob)
     return tokens, logprob.float(), lse.float()
