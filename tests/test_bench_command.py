@@ -1,4 +1,4 @@
-"""`diffsamp bench` on the embedded model: a real table, resumed, stock schedulers beside ours, one line for bad input."""
+"""`diffsamp bench` on the embedded model: a real table, resumed, stock schedulers beside ours, clear refusals."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def call(*arguments: str):
 
 
 def test_a_small_benchmark_is_real_resumed_and_independent_of_chunk_mates(tmp_path):
-    arguments = ("--n", "24", "--chunk", "12", "--nfe", "2", "--metrics", "fd,kid,accuracy,trajectory", "--samples-from")
-    arguments += ("unipc@3", "--solvers", "unipc,diffusers:UniPCMultistepScheduler", "--json", "--out")
+    arguments = ("--n", "24", "--chunk", "12", "--nfe", "2", "--metrics", "fd,kid,accuracy,trajectory")
+    arguments += ("--samples-from", "unipc@3", "--solvers", "unipc,diffusers:UniPCMultistepScheduler", "--json", "--out")
     first = call(*arguments, str(tmp_path / "a"))
     results = json.loads(first.stdout.strip().splitlines()[-1])
     assert (tmp_path / "a" / "report.html").stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""The HTML report: self-contained, drawn without errors in a real browser where there is one, safe against odd names."""
+"""The HTML report: self-contained, drawn without errors in a real browser if there is one, safe for odd names."""
 
 from __future__ import annotations
 
