@@ -23,16 +23,24 @@ Terms = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class Program:
-    """A row with the prediction type folded in: terms over the registers, largest use first."""
+    """A row with the prediction type folded in: terms over the registers.
+
+    ``correct``, ``rewrite`` and ``advance`` are the row as written. ``direct`` is the next input written over
+    ``input``, ``raw`` and older outputs only: the conversion of the prediction and the new base are substituted on the
+    host, in float64. That saves passes over the tensors, and in the epsilon form near alpha = 0 large coefficients
+    cancel here and not in the tensors. ``commit`` is the new base over ``input`` and outputs, applied when asked for.
+    Both are None where the old base cannot be expressed.
+    """
 
     level: Level
     convert: tuple[float, float]
     correct: Terms | None
     rewrite: Terms | None
     advance: Terms
+    direct: Terms | None
+    commit: Terms | None
     keep_pin: bool
     uses_noise: bool
-    keeps_m: bool
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class State:
     Attributes:
         index: rows done; the next network call is row ``index``.
         input: what the network is to be evaluated at, in float32 or better, shape (batch, ...).
-        base: last committed sample.
+        committed: last committed sample, or what to combine to get it; read it as ``base``.
         history: outputs m in the plan's form, newest first.
         pin: the output kept for good, or None.
         noise: the noise of the last row, or None.
@@ -50,10 +58,15 @@ class State:
 
     index: int
     input: torch.Tensor
-    base: torch.Tensor
+    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
     history: tuple[torch.Tensor, ...] = ()
     pin: torch.Tensor | None = None
     noise: torch.Tensor | None = None
+
+    @property
+    def base(self) -> torch.Tensor:
+        """The last committed sample."""
+        return combine(*self.committed) if isinstance(self.committed, tuple) else self.committed
 
     def gather(self, index: torch.Tensor) -> State:
         """The state of the samples ``index`` (resampling): every register is gathered along the batch axis."""
@@ -61,7 +74,7 @@ class State:
         def pick(value: torch.Tensor) -> torch.Tensor:
             return value.index_select(0, index)
 
-        same = self.base is self.input
+        same = self.committed is self.input
         picked = pick(self.input)
         return State(
             self.index,
@@ -79,20 +92,74 @@ def programs(plan: Plan, prediction: str) -> tuple[Program, ...]:
     if prediction not in cache:
         made = []
         for i, row in enumerate(plan.rows):
-            later = any(other.depth > j + 1 for j, other in enumerate(plan.rows[i + 1 :]))
-            made.append(_compile(row, plan.conversion(i, prediction), keeps_m=later))
+            made.append(_compile(row, plan.conversion(i, prediction), _base_over_bank(plan, i)))
         cache[prediction] = tuple(made)
     return cache[prediction]
 
 
-def _compile(row: Row, convert: tuple[float, float], keeps_m: bool) -> Program:
-    def terms(mix: Mix) -> Terms:
-        return tuple(mix.terms())
+def _base_over_bank(plan: Plan, i: int) -> Mix | None:
+    """``base`` at the start of row i as a mix of ``input`` and older outputs (m1, ...); None where it is not one."""
+    if i == 0 or plan.rows[i - 1].correct is None:
+        return Mix(input=1.0)
+    before = plan.rows[i - 1]
+    last = before.advance
+    if before.rewrite is not None or last.input or last.pin or last.noise or last.old_noise:
+        return None
+    if abs(last.base) < 1e-3 or len(last.m) + 1 > plan.depth:
+        return None
+    return Mix(input=1.0 / last.base, m=(0.0, *(-weight / last.base for weight in last.m)))
 
-    correct = None if row.correct is None else terms(row.correct)
-    advance = terms(row.advance)
-    rewrite = None if row.rewrite is None else terms(Mix(m=row.rewrite))
-    return Program(row.level, convert, correct, rewrite, advance, row.keep_pin, row.uses_noise, keeps_m)
+
+def _put_base(mix: Mix, base: Mix) -> Mix:
+    """``mix`` with ``base`` substituted."""
+    length = max(len(mix.m), len(base.m))
+    m = [0.0] * length
+    for source, factor in ((mix.m, 1.0), (base.m, mix.base)):
+        for j, weight in enumerate(source):
+            m[j] += factor * weight
+    return Mix(
+        base=mix.base * base.base, input=mix.input + mix.base * base.input, m=tuple(m),
+        pin=mix.pin + mix.base * base.pin, noise=mix.noise + mix.base * base.noise,
+        old_noise=mix.old_noise + mix.base * base.old_noise,
+    )  # fmt: skip
+
+
+def _compile(row: Row, convert: tuple[float, float], base: Mix | None) -> Program:
+    """``base``: the base at the start of the row as a mix of the bank, where it is one."""
+    direct = commit = None
+    if base is not None and row.rewrite is None:
+        new = base if row.correct is None else _put_base(row.correct, base)
+        mix = _put_base(row.advance, new)
+        (p, q), first = convert, mix.m[0] if mix.m else 0.0
+        rest = Mix(input=mix.input + first * p, m=(0.0, *mix.m[1:]), pin=mix.pin, noise=mix.noise,
+                   old_noise=mix.old_noise)  # fmt: skip
+        terms = rest.terms()
+        # The prediction is read right after the input, so that both go in one pass.
+        direct = (*terms[:1], ("raw", first * q), *terms[1:]) if first * q != 0.0 else tuple(terms)
+        commit = None if row.correct is None else tuple(new.terms())
+    return Program(
+        row.level, convert, None if row.correct is None else tuple(row.correct.terms()),
+        None if row.rewrite is None else tuple(Mix(m=row.rewrite).terms()), tuple(row.advance.terms()), direct, commit,
+        row.keep_pin, row.uses_noise,
+    )  # fmt: skip
+
+
+_ONES: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+
+
+def two(x: torch.Tensor, a: float, y: torch.Tensor, b: float) -> torch.Tensor:
+    """a·x + b·y, in one pass where the tensors are large enough for passes to count."""
+    if a == 1.0:
+        return torch.add(x, y, alpha=b)
+    if b == 1.0:
+        return torch.add(y, x, alpha=a)
+    if x.numel() > 65536 and x.is_contiguous() and y.is_contiguous() and x.shape == y.shape:
+        one = _ONES.get((x.device, x.dtype))
+        if one is None:
+            one = _ONES[x.device, x.dtype] = torch.ones(1, device=x.device, dtype=x.dtype)
+        # An outer product with a vector of one element: the only operation of torch with two free coefficients.
+        return torch.addr(x.view(1, -1), one, y.view(-1), beta=a, alpha=b).view(x.shape)
+    return torch.mul(x, a).add_(y, alpha=b)
 
 
 def combine(terms: Terms, bank: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -102,8 +169,10 @@ def combine(terms: Terms, bank: dict[str, torch.Tensor]) -> torch.Tensor:
     name, first = terms[0]
     if len(terms) == 1 and first == 1.0:
         return bank[name]
-    total = torch.mul(bank[name], first)
-    for name, weight in terms[1:]:
+    if len(terms) == 1:
+        return torch.mul(bank[name], first)
+    total = two(bank[name], first, bank[terms[1][0]], terms[1][1])
+    for name, weight in terms[2:]:
         total.add_(bank[name], alpha=weight)
     return total
 
@@ -147,12 +216,17 @@ def step(
     x = state.input
     raw = output if output.dtype == x.dtype else output.to(x.dtype)
     p, q = (0.0, 1.0) if converted else program.convert
-    if p == 0.0:
+    # A base that somebody put in place of the run's own is not what the direct terms assume.
+    own = isinstance(state.committed, tuple) or state.committed is x
+    direct = program.direct if own and not converted else None
+    if direct is not None and plan.depth == 1 and not program.keep_pin and program.commit is None:
+        m0 = raw  # only the direct terms are read
+    elif p == 0.0:
         m0 = raw if q == 1.0 else raw * q
     else:
-        m0 = torch.mul(raw, q).add_(x, alpha=p)
+        m0 = two(x, p, raw, q)
     history = (m0, *state.history[: plan.depth - 1])
-    bank: dict[str, torch.Tensor] = {"base": state.base, "input": x}
+    bank: dict[str, torch.Tensor] = {"input": x, "raw": raw}
     for j, m in enumerate(history):
         bank[f"m{j}"] = m
     pin = m0 if program.keep_pin else state.pin
@@ -165,14 +239,22 @@ def step(
         if noise is None:
             raise DiffsampError(f"noise: row {state.index} of {plan.solver or 'the plan'} draws noise and got none")
         fresh = bank["noise"] = noise if noise.dtype == x.dtype else noise.to(x.dtype)
+    kept = history if plan.depth > 1 else ()
+    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
+    if direct is not None:
+        following = combine(direct, bank)
+        committed = following if program.commit is None else (program.commit, bank)
+        return State(state.index + 1, following, committed, kept, pin, fresh)
+    bank["base"] = state.base
     if program.correct is not None:
         bank["base"] = combine(program.correct, bank)
     if program.rewrite is not None:
         bank["m0"] = combine(program.rewrite, bank)
         history = (bank["m0"], *history[1:])
+        kept = history if plan.depth > 1 else ()
     following = combine(program.advance, bank)
-    base = following if program.correct is None else bank["base"]
-    return State(state.index + 1, following, base, history if plan.depth > 1 else (), pin, fresh)
+    committed = following if program.correct is None else bank["base"]
+    return State(state.index + 1, following, committed, kept, pin, fresh)
 
 
 def sample(

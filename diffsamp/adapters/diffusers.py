@@ -32,9 +32,14 @@ from ..registry import Solver, solver, solvers
 
 _WORDS = {
     "ddim": "DDIM", "ddpm": "DDPM", "dpmpp": "DPMPP", "unipc": "UniPC", "deis": "DEIS", "ipndm": "IPNDM", "sde": "SDE",
-    "er": "ER", "sa": "SA", "dc": "DC", "dualfast": "DualFast", "1m": "1M", "2m": "2M", "3m": "3M", "2s": "2S", "3s": "3S",
+    "er": "ER", "sa": "SA", "dc": "DC", "dualfast": "DualFast",
+    "1m": "1M", "2m": "2M", "3m": "3M", "2s": "2S", "3s": "3S",
 }  # fmt: skip
 _FLOW_KEYS = ("base_shift", "max_shift", "invert_sigmas")
+_MODEL_KEYS = (
+    "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+    "rescale_betas_zero_snr", "snr_shift_scale",
+)  # fmt: skip
 _IGNORED_STEP_OPTIONS = ("use_clipped_model_output", "variance_noise")
 
 
@@ -51,6 +56,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: VP schedule.
+        snr_shift_scale: divides the signal-to-noise ratio (CogVideoX).
         prediction_type: epsilon, sample, v_prediction or flow_prediction.
         timestep_spacing, steps_offset, final_sigmas_type, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas:
             the grid, as stock schedulers name it.
@@ -83,6 +89,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         final_sigmas_type: str = "zero",
         rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
@@ -117,6 +124,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._plans: dict[int, Plan] = {}
         self._grid: Grid | None = None
         self._reset()
+        self._read_config()
         table = self.process.table
         if table is not None:
             bar = 1.0 / (1.0 + table**2)
@@ -151,10 +159,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             return Process.ve(low, high, sigma_data=c["sigma_data"], clock="c_noise")
         if c["process"] != "vp":
             raise DiffsampError(f"process: got {c['process']!r}; accepted: vp, flow, vp-continuous, edm")
-        return Process.vp(
-            c["beta_schedule"], c["beta_start"], c["beta_end"], c["num_train_timesteps"],
-            trained_betas=c["trained_betas"], rescale_betas_zero_snr=c["rescale_betas_zero_snr"],
-        )  # fmt: skip
+        schedule = (c["beta_schedule"], c["beta_start"], c["beta_end"], c["num_train_timesteps"])
+        rescale, shift = c["rescale_betas_zero_snr"], c["snr_shift_scale"]
+        if shift == 1.0:
+            return Process.vp(*schedule, trained_betas=c["trained_betas"], rescale_betas_zero_snr=rescale)
+        table = Process.vp(*schedule, trained_betas=c["trained_betas"]).table
+        assert table is not None
+        return Process.vp(alphas_cumprod=1.0 / (1.0 + shift * table**2), rescale_betas_zero_snr=rescale)
 
     def _make_solver(self) -> Solver:
         return solver(self.config["solver"] or self.solver_name, **dict(self.config["solver_options"] or {}))
@@ -251,6 +262,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         )
         self._plans = {}
         self._reset()
+        self._read_config()
+        engine.programs(self.plan, self._prediction)  # compiled here, so that no step pays for it
         rows = self.plan.rows
         told = np.array([row.level.t for row in rows])
         whole = self.process.clock == "discrete" and bool((told == np.round(told)).all())
@@ -275,8 +288,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if name is None:
             name = c["timestep_spacing"] if self.process.clock == "discrete" else "karras"
         options = {"steps_offset": c["steps_offset"]} if name == "leading" else {}
-        ratio_range = {} if self.process.clock != "discrete" else {"sigma_min": c["sigma_min"], "sigma_max": c["sigma_max"]}
-        return grid(name, self.process, n, final=c["final_sigmas_type"], **ratio_range, **options)
+        low, high = (c["sigma_min"], c["sigma_max"]) if self.process.clock == "discrete" else (None, None)
+        return grid(name, self.process, n, final=c["final_sigmas_type"], sigma_min=low, sigma_max=high, **options)
 
     def _flow_grid(
         self, n: int | None, sigmas: np.ndarray | None, times: np.ndarray | None, mu: float | None
@@ -322,6 +335,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     # -- the run ----------------------------------------------------------------------------------------------------
 
+    def _read_config(self) -> None:
+        """What every step needs of the config, read once a run."""
+        self._prediction = self.prediction
+        self._edm = self.config["process"] == "edm"
+        self._negated = self._edm and self.config["prediction_type"] == "v_prediction"
+        self._wrapped = bool(self.config["clip_sample"] or self.config["thresholding"])
+
     def _reset(self) -> None:
         self._step_index: int | None = None
         self._begin_index: int | None = None
@@ -344,7 +364,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The network's input for a sample: the sample itself, except for EDM networks (c_in·sample)."""
-        if self.config["process"] != "edm":
+        if not self._edm:
             return sample
         if self._step_index is None:
             self._init_step_index(timestep)
@@ -375,7 +395,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         """alpha·original_samples + sigma·noise at the run's current place, or at ``timesteps`` where it is not set."""
         return self._noised(original_samples, noise, timesteps)
 
-    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def scale_noise(
+        self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """:meth:`add_noise` with the argument order of flow schedulers."""
         if noise is None:
             raise DiffsampError("noise: is needed")
@@ -421,7 +443,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         elif sample is not self._returned:
             # Inpainting and callbacks edit the sample between steps.
             edited = sample.to(engine.working_dtype(sample.dtype))
-            same = self._state.base is self._state.input
+            same = self._state.committed is self._state.input
             self._state = engine.State(
                 self._state.index, edited, edited if same else self._state.base, self._state.history, self._state.pin,
                 self._state.noise,
@@ -429,14 +451,14 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         plan, state = self._plan_from(self._start), self._state
         row = plan.rows[state.index]
         output = model_output
-        if output.ndim > 1 and output.shape[1] == 2 * sample.shape[1] and output.shape[2:] == sample.shape[2:]:
+        if output.shape != sample.shape and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
             output = output[:, : sample.shape[1]]
-        if self.config["process"] == "edm" and self.config["prediction_type"] == "v_prediction":
+        if self._negated:
             output = -output
-        wrapped = self.config["clip_sample"] or self.config["thresholding"]
+        wrapped = self._wrapped
         x0 = None
         if wrapped or return_dict:
-            p, q = plan.process.x0_coefficients(row.level, self.prediction)
+            p, q = plan.process.x0_coefficients(row.level, self._prediction)
             x0 = output.to(state.input.dtype) * q + (state.input * p if p else 0.0)
         converted = False
         if wrapped:
@@ -448,7 +470,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             output = x0 if plan.form == "x0" else (state.input - level.alpha * x0) / level.sigma
             converted = True
         noise = self._noise(state, row, generator) if row.uses_noise else None
-        self._state = engine.step(plan, state, output, noise, prediction=self.prediction, converted=converted)
+        self._state = engine.step(plan, state, output, noise, prediction=self._prediction, converted=converted)
         self._step_index = index + 1
         following = self._state.input.to(sample.dtype)
         self._returned = following
@@ -471,44 +493,62 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return (flat.clamp(-high, high) / high).reshape(x0.shape)
 
 
+@cache
+def _stock_parameters() -> dict[type, dict[str, Any]]:
+    """Stock scheduler class -> defaults of its config."""
+    library = importlib.import_module("diffusers")
+    classes = {getattr(library, name) for name in dir(library) if name.endswith("Scheduler")}
+    stock = [c for c in classes if issubclass(c, SchedulerMixin) and "_backends" not in c.__dict__]
+    return {
+        c: {p.name: p.default for p in inspect.signature(c.__init__).parameters.values() if p.default is not p.empty}
+        for c in sorted(stock, key=lambda c: c.__name__)
+    }
+
+
+def _source_of(config: dict[str, Any]) -> type | None:
+    """The stock class that a config is of. The config of a live scheduler does not name it; its keys do."""
+    name = config.get("_class_name")
+    if name:
+        return getattr(importlib.import_module("diffusers"), name if isinstance(name, str) else name[-1], None)
+    fitting = [(len(keys), c) for c, keys in _stock_parameters().items() if keys and keys.keys() <= config.keys()]
+    return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
 def recognise(config: dict[str, Any]) -> dict[str, Any]:
     """A scheduler config with the process made explicit and with the values kept that a pipeline changed."""
     known = dict(config)
-    name = known.get("_class_name") or ""
-    name = name if isinstance(name, str) else name[-1]
-    source = getattr(importlib.import_module("diffusers"), name, None)
-    if source is not None and known.get("_use_default_values"):
-        parameters = inspect.signature(source.__init__).parameters
-        kept = [
-            key for key in known["_use_default_values"] if key not in parameters or known.get(key) == parameters[key].default
-        ]
-        known["_use_default_values"] = kept
-    if "process" in known and known["process"] in ("vp", "flow", "vp-continuous", "edm") and source is None:
-        return known
-    given = {k for k in known if k not in (known.get("_use_default_values") or ())}
-    flow = (
+    ours = known.get("process") in ("vp", "flow", "vp-continuous", "edm")
+    source = PlanScheduler if ours and not known.get("_class_name") else _source_of(known)
+    ours = ours and source not in _stock_parameters()
+    defaults = _stock_parameters().get(source) if source is not None else None  # type: ignore[arg-type]
+    if ours:
+        parameters = inspect.signature(PlanScheduler.__init__).parameters.values()
+        defaults = {p.name: p.default for p in parameters}
+    untouched = set(known.get("_use_default_values") or ())
+    if defaults is not None:
+        untouched = {key for key in untouched if key not in defaults or known.get(key) == defaults[key]}
+    name = getattr(source, "__name__", "")
+    keep: tuple[str, ...] = _MODEL_KEYS  # the source's own defaults describe the model here, so they travel too
+    if ours:
+        keep = ()
+    elif (
         name.startswith("FlowMatch")
         or bool(known.get("use_flow_sigmas"))
         or known.get("prediction_type") == "flow_prediction"
-        or (source is None and any(key in given for key in _FLOW_KEYS))
-    )
-    if flow:
+        or any(key in known for key in _FLOW_KEYS)
+    ):
         known["process"], known["prediction_type"] = "flow", "flow_prediction"
         if "flow_shift" in known and not name.startswith("FlowMatch"):
             known["shift"] = known["flow_shift"]
-        # The source's own defaults describe the model here, so they travel too.
-        flow_values = ("process", "prediction_type", "shift", "use_dynamic_shifting", "time_shift_type")
-        defaults = known.get("_use_default_values") or ()
-        known["_use_default_values"] = [k for k in defaults if k not in flow_values]
+        keep = (*keep, "process", "shift", "use_dynamic_shifting", "time_shift_type")
     elif name.startswith("EDM"):
         known["process"] = "edm"
-        parameters = inspect.signature(source.__init__).parameters if source is not None else {}
         for key in ("sigma_min", "sigma_max", "sigma_data", "prediction_type"):
-            known.setdefault(key, parameters[key].default if key in parameters else None)
-        defaults = known.get("_use_default_values") or ()
-        known["_use_default_values"] = [k for k in defaults if not k.startswith("sigma_") and k != "prediction_type"]
+            known.setdefault(key, (defaults or {}).get(key))
+        keep = (*keep, "sigma_min", "sigma_max", "sigma_data")
     elif known.get("timestep_type") == "continuous":
         known["process"] = "vp-continuous"
+    known["_use_default_values"] = sorted(untouched.difference(keep))
     return known
 
 

@@ -35,6 +35,8 @@ class Family:
         task: ``"text"``, ``"img2img"`` or ``"inpaint"``.
         strength: share of the schedule that is run (1 for text to image).
         calls: network calls per evaluation (2 where both guidance branches are called one after the other).
+        strength_of_timesteps: whether the pipeline takes ``len(timesteps)`` for the number of steps when it applies
+            ``strength`` (flow pipelines that pass sigmas do; a two-evaluation solver then starts later).
     """
 
     name: str
@@ -43,6 +45,13 @@ class Family:
     task: str = "text"
     strength: float = 1.0
     calls: int = 1
+    strength_of_timesteps: bool = False
+
+    def expected_calls(self, steps: int, evaluations: int) -> int:
+        """Network calls of a run of a solver with so many evaluations per step (one in the step to the data)."""
+        rows = steps * evaluations - (evaluations - 1)
+        counted = rows if self.strength_of_timesteps else steps
+        return self.calls * (rows - int(counted - counted * self.strength) * evaluations)
 
 
 @dataclass
@@ -77,12 +86,12 @@ class Tiny:
 FAMILIES: dict[str, Family] = {}
 
 
-def family(kind: str, task: str = "text", *, strength: float = 1.0, calls: int = 1) -> Callable:
+def family(kind: str, task: str = "text", **facts: Any) -> Callable:
     """Register a builder under its function's name."""
 
     def add(make: Callable[[], tuple[Any, dict[str, Any]]]) -> Callable[[], tuple[Any, dict[str, Any]]]:
         name = make.__name__
-        FAMILIES[name] = Family(name, make, kind, task, strength, calls)
+        FAMILIES[name] = Family(name, make, kind, task, **facts)
         return make
 
     return add
@@ -478,13 +487,13 @@ def flux_true_cfg() -> tuple[Any, dict[str, Any]]:
     return flux_parts("FluxPipeline", dynamic()), flux_call(True) | {"true_cfg_scale": 3.0}
 
 
-@family("flow", "img2img", strength=0.5)
+@family("flow", "img2img", strength=0.5, strength_of_timesteps=True)
 def flux_img2img() -> tuple[Any, dict[str, Any]]:
     pipe = flux_parts("FluxImg2ImgPipeline", dynamic())
     return pipe, flux_call() | {"image": picture(), "strength": 0.5}
 
 
-@family("flow", "inpaint", strength=0.5)
+@family("flow", "inpaint", strength=0.5, strength_of_timesteps=True)
 def flux_inpaint() -> tuple[Any, dict[str, Any]]:
     pipe = flux_parts("FluxInpaintPipeline", dynamic())
     return pipe, flux_call() | {"image": picture(), "mask_image": mask(), "strength": 0.5}
@@ -504,7 +513,7 @@ def flux2() -> tuple[Any, dict[str, Any]]:
     return pipe, {"prompt_embeds": noise(1, WORDS, WIDTH)} | SIZE
 
 
-@family("flow")
+@family("flow", calls=2)
 def chroma() -> tuple[Any, dict[str, Any]]:
     model = diffusers.ChromaTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -542,12 +551,12 @@ def qwen_image() -> tuple[Any, dict[str, Any]]:
     return qwen_parts("QwenImagePipeline"), qwen_call()
 
 
-@family("flow", "img2img", strength=0.5, calls=2)
+@family("flow", "img2img", strength=0.5, calls=2, strength_of_timesteps=True)
 def qwen_img2img() -> tuple[Any, dict[str, Any]]:
     return qwen_parts("QwenImageImg2ImgPipeline"), qwen_call() | {"image": picture(16), "strength": 0.5}
 
 
-@family("flow", "inpaint", strength=0.5, calls=2)
+@family("flow", "inpaint", strength=0.5, calls=2, strength_of_timesteps=True)
 def qwen_inpaint() -> tuple[Any, dict[str, Any]]:
     call = qwen_call() | {"image": picture(16), "mask_image": mask(16), "strength": 0.5}
     return qwen_parts("QwenImageInpaintPipeline"), call
@@ -571,7 +580,7 @@ def z_image() -> tuple[Any, dict[str, Any]]:
     return z_image_parts("ZImagePipeline"), z_image_call()
 
 
-@family("flow", "img2img", strength=0.5)
+@family("flow", "img2img", strength=0.5, strength_of_timesteps=True)
 def z_image_img2img() -> tuple[Any, dict[str, Any]]:
     return z_image_parts("ZImageImg2ImgPipeline"), z_image_call() | {"image": picture(), "strength": 0.5}
 
