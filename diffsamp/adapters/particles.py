@@ -224,8 +224,8 @@ class Particles:
         assert corrector is not None and state is not None
         if scheduler._state is not None and sample is not scheduler._returned:
             edited = sample.to(engine.working_dtype(sample.dtype))  # by a callback or an inpainting pipeline
-            base = edited if state.run.base is state.run.input else state.run.base
-            state = replace(state, run=replace(state.run, input=edited, base=base))
+            base = edited if state.run.committed is state.run.input else state.run.base
+            state = replace(state, run=replace(state.run, input=edited, committed=base))
         plan = scheduler._plan_from(scheduler._start)
         row = plan.rows[state.run.index]
         state = corrector.step(

@@ -288,7 +288,7 @@ class Corrector:
         if shift is not None:
             # Beside the recurrence: the history holds the sampler's own outputs, so its law given the past is known.
             moved = run.input + shift
-            run = replace(run, input=moved, base=moved if run.base is run.input else run.base)
+            run = replace(run, input=moved, committed=moved if run.committed is run.input else run.base)
         return replace(state, run=run, pending=pending, opened=opened)
 
     def finish(self, plan: Plan, state: State) -> State:
@@ -397,7 +397,7 @@ class Corrector:
             # The engine knows its registers.
             index = torch.from_numpy(flat).to(run.input.device)
             return run.gather(index), self.shard.exchange(accounts, flat), self.shard.exchange(moved, flat)
-        same = run.base is run.input
+        same = run.committed is run.input
         optional = [t for t in (run.pin, run.noise) if t is not None]
         registers = [run.input, *([] if same else [run.base]), *run.history, *optional]
         got = self.shard.exchange([*registers, *accounts, *moved], flat)

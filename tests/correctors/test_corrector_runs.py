@@ -15,7 +15,10 @@ import diffsamp
 from diffsamp.correctors import Corrector, Recipe, Steering, Twist, annealed, cfg, fkc, parse, slot_seeds
 from diffsamp.errors import DiffsampError
 
-EXPERTS = [Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]), Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8])]
+EXPERTS = [
+    Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]),
+    Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8]),
+]
 
 
 def plan_of(steps=12, solver="sde-dpmpp-2m"):
@@ -89,24 +92,34 @@ def test_chunks_of_any_size_give_the_same_particles(chunk):
     assert np.array_equal(parts.roots, whole.roots)
 
 
-@pytest.mark.parametrize("potential", ["difference", "maximum", "sum", "twist"])
+def scalar_reward(x):
+    return x[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["difference", "maximum", "sum"])
+def test_potentials_of_a_path_add_up_to_the_reward_of_its_end(kind):
+    plan = plan_of()
+    x, _ = begin(plan, [5, 6], 6)
+    corrector = Corrector(None, 6, 1e-6, potential=Steering(scalar_reward, 0.7, kind))
+    result = corrector.run(plan, lambda x, at: separable(x, at)[0], x, seeds=[5, 6])
+    assert result.resamplings.sum() == 0
+    end = result.samples[:, 0].numpy().reshape(2, 6) / plan.last_level.alpha
+    assert np.allclose(result.log_weights, 0.7 * end, atol=1e-9)
+
+
+@pytest.mark.parametrize("potential", [Steering(scalar_reward), Twist(scalar_reward)])
 def test_steering_and_twists_reach_the_tilted_law_of_the_discrete_sampler(potential):
-    # N(0, 1) tilted by exp(x) is N(1, 1); 40 groups of 256, standard error of the mean below .03.
-    q = Mixture([1.0], [0.0], [1.0])
+    # A Gaussian of variance v tilted by exp(x) moves by v; 40 groups of 256, standard error of the mean below .03.
     process = process_of("ve")
     plan = diffsamp.solver("sde-dpmpp-1")(process, karras(process, 30, low=0.05))
-
-    def reward(x):
-        return x[:, 0]
-
-    made = Twist(reward) if potential == "twist" else Steering(reward, kind=potential)
+    predict = denoiser([Mixture([1.0], [0.0], [1.0])])
     generator = torch.Generator().manual_seed(0)
     x = plan.first_level.sigma * torch.randn(40 * 256, 1, generator=generator, dtype=torch.float64)
-    result = Corrector(None, 256, 0.5, potential=made).run(plan, denoiser([q]), x, generator=generator)
-    plain = Corrector(None, 256).run(plan, denoiser([q]), x, generator=generator)
+    result = Corrector(None, 256, 0.5, potential=potential).run(plan, predict, x, generator=generator)
+    plain = Corrector(None, 256).run(plan, predict, x, generator=generator)
     mean = float((result.weights * result.samples.numpy().reshape(40, 256)).sum(1).mean())
     variance = float(plain.samples.var())
-    assert abs(mean - variance) < 0.13, (mean, variance)  # the tilt moves a Gaussian's mean by its variance
+    assert abs(mean - variance) < 0.13, (mean, variance)
     assert result.resamplings.sum() > 0
 
 
@@ -166,7 +179,8 @@ def test_two_processes_give_the_particles_of_one(tmp_path):
             """
         )
     )
-    ranks = [subprocess.Popen([sys.executable, str(script), str(r)]) for r in range(2)]
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    ranks = [subprocess.Popen([sys.executable, str(script), str(r)], env=path) for r in range(2)]
     assert [p.wait(timeout=240) for p in ranks] == [0, 0]
     plan = plan_of()
     x, _ = begin(plan, [5, 6, 7], 6)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from analytic_targets import (
-    GRID,
     Mixture,
     denoiser,
     estimates,
@@ -33,7 +32,10 @@ CASES = {
     "cfg-gauss": (cfg(2.5), [gauss(1.9, 1.1), gauss(0, 3.1)], (0.04, 0.04, 0.02), (0.1, 0.055, 0)),
     "cfg-mixture": (
         cfg(3.0),
-        [Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]), Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8])],
+        [
+            Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]),
+            Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8]),
+        ],
         (0.15, 0.2, 0.02),
         (0.4, 0, 0.09),
     ),
@@ -44,7 +46,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_corrected_run_has_the_moments_of_the_target_and_the_bare_drift_has_not(name):
     target, experts, bars, floors = CASES[name]
-    corrected, bare = run_biases(Corrector(target, 512, 0.9, rule="trapezoid"), experts, target.powers, process_of("ve"))
+    corrector = Corrector(target, 512, 0.9, rule="trapezoid")
+    corrected, bare = run_biases(corrector, experts, target.powers, process_of("ve"))
     assert (np.abs(corrected) < bars).all(), corrected
     assert (np.abs(bare) >= floors).all(), bare
 
@@ -163,4 +166,3 @@ def test_share_of_the_guidance_bias_removed_grows_with_particles(dims):
     shares = [(plain - v) / (plain - exact) for v in (few, many)]
     # One draw per group: the variance of dims·64 values has standard error .25·√(2/1024) = .011 at most.
     assert 0.1 < shares[0] < 0.7 and shares[1] > 0.6, shares
-    assert GRID.size > 0
