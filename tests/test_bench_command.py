@@ -22,7 +22,8 @@ def call(*arguments: str):
 
 def test_a_small_benchmark_is_real_resumed_and_independent_of_chunk_mates(tmp_path):
     arguments = ("--n", "24", "--chunk", "12", "--nfe", "2", "--metrics", "fd,kid,accuracy,trajectory")
-    arguments += ("--samples-from", "unipc@3", "--solvers", "unipc,diffusers:UniPCMultistepScheduler", "--json", "--out")
+    arguments += ("--solvers", "unipc,diffusers:UniPCMultistepScheduler", "--samples-from", "unipc@3", "--json")
+    arguments += ("--out",)
     first = call(*arguments, str(tmp_path / "a"))
     results = json.loads(first.stdout.strip().splitlines()[-1])
     assert (tmp_path / "a" / "report.html").stat().st_size > 5000

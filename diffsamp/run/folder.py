@@ -147,13 +147,16 @@ class RunFolder:
             arrays, digest = read_chunk(self.root, index)
             yield index, {name: value[: self.rows(index)] for name, value in arrays.items()}, digest
 
-    def result(self) -> RunResult:
-        """Read the whole run in order; raises CorruptChunk for a chunk that is missing or bad."""
+    def result(self, *, collect: bool = True) -> RunResult:
+        """Read the whole run in order; raises CorruptChunk for a chunk that is missing or bad.
+
+        Without `collect` the arrays are checked and hashed but not kept: memory does not grow with n.
+        """
         parts: dict[str, list[np.ndarray]] = {}
         total = hashlib.sha256()
         for _, arrays, digest in self.stream():
             total.update(digest.encode())
-            for name, value in arrays.items():
+            for name, value in arrays.items() if collect else ():
                 parts.setdefault(name, []).append(value)
         arrays = {name: np.concatenate(values) for name, values in parts.items()}
         seconds = sum(e.get("seconds") or 0.0 for e in manifest.read(self.root).values())

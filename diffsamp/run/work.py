@@ -41,6 +41,7 @@ def run_chunks(
     rank: int = 0,
     world: int = 1,
     progress: Progress | None = None,
+    collect: bool = True,
 ) -> RunResult:
     """Run or resume, alone or beside other processes, and return the whole result when every chunk is there.
 
@@ -51,6 +52,7 @@ def run_chunks(
         n, seed, chunk: how many seeds, the first, and how many in a chunk (the last chunk is padded).
         rank, world: where this process starts to look, so that processes seldom meet.
         progress: see `Progress`.
+        collect: whether the result holds the arrays; without them memory does not grow with n.
 
     Raises:
         DiffsampError: another run in the folder, a disk that is full or read-only, arrays of the wrong length.
@@ -62,7 +64,7 @@ def run_chunks(
         while True:
             _sweep(folder, claims, generate, done, rank, world, progress)
             try:
-                result = folder.result()
+                result = folder.result(collect=collect)
                 folder.sweep()
                 return result
             except CorruptChunk:
