@@ -159,11 +159,16 @@ def markov(length: int, width: int, sharpness: float, seed: int) -> Toy:
 
 @cache
 def toy(name: str) -> Toy:
-    """A: Markov, L=6, V=3. B: Dirichlet, L=6, V=3. C: soft Markov, L=8, V=2. D: sharp Markov, L=5, V=4."""
+    """A: Markov, L=6, V=3. B: Dirichlet, L=6, V=3. C: soft Markov, L=8, V=2. D: sharp Markov, L=5, V=4.
+
+    E: Markov, L=5, V=3, no conditional within rounding of another, so that no rule meets a tie.
+    """
     if name == "A":
         return markov(6, 3, 0.5, 1)
     if name == "B":
         return Toy(np.random.default_rng(2).dirichlet(np.full(3**6, 0.1)).reshape((3,) * 6) + 1e-9)
     if name == "C":
         return markov(8, 2, 8.0, 3)
+    if name == "E":
+        return markov(5, 3, 2.0, 1)
     return markov(5, 4, 0.3, 4)

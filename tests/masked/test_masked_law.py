@@ -183,10 +183,10 @@ def test_sampler_follows_the_rule_it_is_given(order):
 
 
 def test_sample_then_choose_reproduces_its_bias_worse_than_one_shot():
-    t, rows = toy("A"), 200_000
+    t, rows = toy("E"), 200_000
     law = t.sample_then_choose()
     one_shot = tv(t.random_groups(t.length), t.joint)
-    assert tv(law, t.joint) > one_shot > 0.2, (tv(law, t.joint), one_shot)
+    assert tv(law, t.joint) > one_shot > 0.05, (tv(law, t.joint), one_shot)
     seen, _ = run(t, rows, seed=7, order="low-confidence")
     assert tv(seen, law) < 1.5 * t.floor(law, rows)
     assert tv(seen, t.joint) == pytest.approx(tv(law, t.joint), abs=0.01)
