@@ -35,7 +35,7 @@ _WORDS = {
     "er": "ER", "sa": "SA", "dc": "DC", "dualfast": "DualFast",
     "1m": "1M", "2m": "2M", "3m": "3M", "2s": "2S", "3s": "3S",
 }  # fmt: skip
-_FLOW_KEYS = ("base_shift", "max_shift", "invert_sigmas")
+_FLOW_KEYS = ("shift", "base_shift", "max_shift", "invert_sigmas")  # no stock VP class has these
 _MODEL_KEYS = (
     "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
     "rescale_betas_zero_snr", "snr_shift_scale",

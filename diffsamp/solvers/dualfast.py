@@ -65,7 +65,7 @@ def constants(plan: Plan, c: float | Sequence[float] | None, schedule: str) -> t
             times = [row.level.noise_to_signal / (1 + row.level.noise_to_signal) for row in plan.rows]
             if plan.process.clock in ("discrete", "flow"):
                 times = [row.level.t for row in plan.rows]
-            values = [top * (1 - t / times[0]) for t in times]
+            values = [top * (1 - t / (times[0] or 1.0)) for t in times]
         else:
             raise DiffsampError(f"schedule: got {schedule!r}; accepted: ramp, constant")
     if not all(math.isfinite(v) for v in values):
