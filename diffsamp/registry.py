@@ -97,7 +97,7 @@ class Solver:
 
     @property
     def name(self) -> str:
-        text = ",".join(f"{k}={v}" for k, v in self.options)
+        text = ",".join(f"{k}={_written(v)}" for k, v in self.options)
         if self.inner is None:
             return f"{self.info.name}:{text}" if text else self.info.name
         return f"{self.info.name}({self.inner.name}{',' + text if text else ''})"
@@ -248,6 +248,13 @@ def _parse(text: str) -> tuple[Solver, str]:
         inner = _parse(info.base)[0]
     made = Solver(info, (), inner)
     return (_bind(made, options) if options else made), rest.strip()
+
+
+def _written(value: Any) -> str:
+    """An option's value as the grammar reads it: lists as ``[1;1;0.9]``."""
+    if isinstance(value, tuple | list):
+        return "[" + ";".join(_written(v) for v in value) + "]"
+    return repr(float(value)) if isinstance(value, float) else str(value)
 
 
 def _value(text: str) -> Any:

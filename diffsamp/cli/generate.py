@@ -24,6 +24,7 @@ def generate(
     solver: Annotated[str | None, typer.Option(help="Registry name, with options or composed.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the grid.")] = None,
     grid: Annotated[str | None, typer.Option(help="Name of the grid (see diffsamp plan).")] = None,
+    uncalibrated: Annotated[bool, typer.Option("--uncalibrated", help="Ratio 1 where no artifact fits.")] = False,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is no guidance.")] = None,
     guidance: Annotated[str | None, typer.Option(help="Guidance method, e.g. apg:7.5,eta=0,norm=15.")] = None,
     corrector: Annotated[str | None, typer.Option(help="e.g. fkc:target=cfg,particles=8,ess=0.5.")] = None,
@@ -75,7 +76,15 @@ def generate(
     solver_name = solver or ("sde-dpmpp-2m" if corrector or anneal or (classes and "*" in classes) else "unipc")
     from ..registry import solver as make_solver
 
-    make_solver(solver_name)
+    named = make_solver(solver_name)
+    if embedded and named.info.transform:
+        from ..calibrate import resolve
+
+        scale = guidance_scale if guidance_scale is not None else models.config(model)["guidance_scale"]
+        solver_name = resolve(
+            solver_name, model=model, nfe=steps, guidance_scale=scale, sha256=models.fingerprint(model),
+            uncalibrated=uncalibrated,
+        ).name  # fmt: skip
     if grid is not None:
         from ..grids import grids
 

@@ -184,3 +184,16 @@ def test_network_that_returns_nan_is_reported():
 
     with pytest.raises(DiffsampError, match="not finite"):
         calibrate.calibrate_dc(replace(MODEL, guided=broken, sha256="11" * 32), **SMALL)
+
+
+def test_name_of_a_calibrated_solver_is_found_bound_and_written_so_that_it_reads_back(made):
+    artifact, path = made
+    found = calibrate.resolve("dc-unipc", model="toy", nfe=5, guidance_scale=1.0, folder=path.parent)
+    values = artifact.setting(5, 1.0).values
+    g = grid("linspace", VP, 5)
+    assert solver(found.name)(VP, g) == artifact.apply(plan(), 1.0)
+    assert dict(found.options)["ratios"] == values
+    with pytest.raises(DiffsampError, match="--nfe 9 --guidance-scale 1"):
+        calibrate.resolve("dc-unipc", model="toy", nfe=9, guidance_scale=1.0, folder=path.parent)
+    plain = calibrate.resolve("dc-unipc", model="toy", nfe=9, guidance_scale=1.0, folder=path.parent, uncalibrated=True)
+    assert plain(VP, grid("linspace", VP, 9)) == plan(9)
