@@ -296,6 +296,10 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
                     "measured": (ms["body"] + ms["head"]) / ms["sampler"],
                 }
             )
+    case = result["end_to_end"]["case"]
+    if (case["L"], case["V"], case["N"]) == (128, 4096, 512):
+        name = "count-first / fp64, end to end, L=128 V=4096 N=512"
+        out.append({"bar": name, "needed": 3.0, "measured": result["end_to_end"]["ratio"]})
     for entry in out:
         entry["met"] = bool(entry["measured"] >= entry["needed"])
     return out
@@ -370,6 +374,7 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {b['bar']} | {b['needed']} | {b['measured']:.2f} | {'yes' if b['met'] else 'NO'} |"
             for b in result["bars"]
         ]
+        lines += ["", "The naive sampler here works in place; a loop that allocates is slower."]
     return "\n".join(lines) + "\n"
 
 
