@@ -4,7 +4,8 @@
     python benchmarks/few_step.py --quick
 
 Trajectory error: mean squared distance of the final state to a 200-step run from the same noise, on seeds that no
-calibration saw. Stock schedulers run as the tables that their own code yields (Plan.from_scheduler). Every artifact used
+calibration saw. Stock schedulers run as the tables that their own code yields (Plan.from_scheduler). Every artifact
+used
 must have been made for the weights at hand; methods without one are left out, and the table says so.
 """
 
@@ -213,7 +214,11 @@ def table(result: dict) -> str:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines.append("")
     if result["frechet"]:
-        lines += [f"## Feature Fréchet distance, {result['samples']} pictures", "", "| method | calls | guidance | distance |"]
+        lines += [
+            f"## Feature Fréchet distance, {result['samples']} pictures",
+            "",
+            "| method | calls | guidance | distance |",
+        ]
         lines += ["|---|---|---|---|"]
         for r in result["frechet"]:
             lines.append(f"| {r['method']} | {r['nfe']} | {r['guidance_scale']:g} | {r['distance']:.2f} |")

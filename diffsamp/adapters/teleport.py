@@ -32,9 +32,13 @@ def attach(pipe: Any, stats: Any) -> Any:
     if isinstance(stats, (str, os.PathLike)):
         stats = load(stats)
     if not isinstance(stats, Statistics):
-        raise DiffsampError(f"teleport: got {type(stats).__name__}; accepted: Statistics, or a .safetensors file of them")
+        raise DiffsampError(
+            f"teleport: got {type(stats).__name__}; accepted: Statistics, or a .safetensors file of them"
+        )
     if stats.start is None:
-        raise DiffsampError("teleport: the statistics name no level to start at; set it by diffsamp.teleport.choose_start")
+        raise DiffsampError(
+            "teleport: the statistics name no level to start at; set it by diffsamp.teleport.choose_start"
+        )
     if not isinstance(pipe, ClassConditionalPipeline):
         raise DiffsampError(
             f"teleport: {type(pipe).__name__} is not class-conditional; move the latents by diffsamp.teleport.teleport and "

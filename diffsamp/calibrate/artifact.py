@@ -112,7 +112,7 @@ class Artifact:
         """Refuse a plan of another process or grid."""
         if plan.process.fingerprint != self.process:
             raise DiffsampError(
-                f"artifact: was calibrated for process {self.process}, the plan has {plan.process.fingerprint} ({plan.process})"
+                f"artifact: was calibrated for process {self.process}, the plan has {plan.process.fingerprint}"
             )
         if levels_digest(plan.grid.levels) != setting.grid:
             raise DiffsampError(
@@ -136,10 +136,14 @@ class Artifact:
         from ..solvers.dualfast import dualfast
 
         if self.method == "grid":
-            raise DiffsampError("artifact: holds a grid, which is no transform of a plan; use artifact.levels(process, ...)")
+            raise DiffsampError(
+                "artifact: holds a grid, which is no transform of a plan; use artifact.levels(process, ...)"
+            )
         wanted = by_name(self.solver)(plan.process, plan.grid)
         if wanted.fingerprint != plan.fingerprint and plan.process.fingerprint == self.process:
-            raise DiffsampError(f"artifact: was calibrated on solver {self.solver}; the plan is {plan.solver or 'another'}")
+            raise DiffsampError(
+                f"artifact: was calibrated on solver {self.solver}; the plan is {plan.solver or 'another'}"
+            )
         setting = self.setting(plan.nfe, guidance_scale)
         self.check(plan, setting)
         self.warn_model(model)
@@ -179,7 +183,9 @@ class Artifact:
         """Write the file whole: temporary name, then renamed."""
         from safetensors.numpy import save
 
-        tensors = {f"{self.method}/{key}": np.array(s.values, dtype=np.float64) for key, s in sorted(self.settings.items())}
+        tensors = {
+            f"{self.method}/{key}": np.array(s.values, dtype=np.float64) for key, s in sorted(self.settings.items())
+        }
         facts = {
             "format": FORMAT, "method": self.method, "solver": self.solver, "process": self.process, "grid": self.grid,
             "model": self.model, "options": self.options, "seeds": list(self.seeds), "versions": versions(),
@@ -211,7 +217,9 @@ class Artifact:
         settings: dict[str, Setting] = {}
         try:
             if facts["method"] not in METHODS:
-                raise DiffsampError(f"artifact {path}: method {facts['method']!r} is not known; accepted: {', '.join(METHODS)}")
+                raise DiffsampError(
+                    f"artifact {path}: method {facts['method']!r} is not known; accepted: {', '.join(METHODS)}"
+                )
             for entry in facts["settings"]:
                 key = f"{entry['nfe']}/{float(entry['guidance_scale']):g}"
                 values = tensors[f"{facts['method']}/{key}"]
@@ -243,9 +251,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     try:
         facts = json.loads(metadata["diffsamp"])
         if int(facts["format"]) > FORMAT:
-            raise DiffsampError(f"artifact {path}: has format {facts['format']}, this version reads {FORMAT}; upgrade diffsamp")
+            raise DiffsampError(
+                f"artifact {path}: has format {facts['format']}, this version reads {FORMAT}; upgrade diffsamp"
+            )
         if facts["digest"] != _digest(tensors):
-            raise DiffsampError(f"artifact {path}: its values do not match their digest; it was changed after it was written")
+            raise DiffsampError(
+                f"artifact {path}: its values do not match their digest; it was changed after it was written"
+            )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DiffsampError(f"artifact {path}: its metadata cannot be read ({error})") from None
     return tensors, facts

@@ -47,7 +47,9 @@ class Cascade:
         """
         if outside not in ("raise", "ones"):
             raise DiffsampError(f"outside: got {outside!r}; accepted: raise, ones")
-        inside = self.nfe[0] <= nfe <= self.nfe[1] and self.guidance_scale[0] <= guidance_scale <= self.guidance_scale[1]
+        inside = (
+            self.nfe[0] <= nfe <= self.nfe[1] and self.guidance_scale[0] <= guidance_scale <= self.guidance_scale[1]
+        )
         if not inside:
             message = (
                 f"nfe, guidance_scale: got {nfe}, {guidance_scale:g}; the regression holds for NFE {self.nfe[0]} to "

@@ -1,7 +1,8 @@
-"""Choosing the noise levels: a smooth warp of a named grid that makes the final state of a solver closest to a fine run.
+"""Choosing the noise levels: a smooth warp of a named grid that brings a solver closest to a fine run at the end.
 
 Levels move by u → u + b·u² + Σ_k a_k·sin(pi·k·u) in the grid's own index (u from 0 at the start to 1 at the last level
-above the data), so the start is kept and the last level may move; the coefficients are found by a simplex search without
+above the data), so the start is kept and the last level may move; the coefficients are found by a simplex search
+without
 derivatives. The named grid itself is the start and is kept unless something is better on the calibration points.
 """
 
@@ -26,7 +27,10 @@ from .search import mse
 
 
 def warped(grid: Grid, coefficients: Sequence[float]) -> Grid | None:
-    """``grid`` with its levels moved by (b, a_1, a_2, ...); None where the warp is not monotone or leaves the process."""
+    """``grid`` with its levels moved by (b, a_1, a_2.
+
+    ...); none where the warp is not monotone or leaves the process.
+    """
     levels = list(grid.levels)
     last = len(levels) - 1 if levels[-1].sigma > 0 else len(levels) - 2
     u = np.linspace(0, 1, last + 1)

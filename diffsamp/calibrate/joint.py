@@ -1,6 +1,7 @@
 """Calibrating DualFast's constants and DC-Solver's ratios together.
 
-The constants are found first and ratios on top of them; ratios without constants are searched too, and the better of the
+The constants are found first and ratios on top of them; ratios without constants are searched too, and the better of
+the
 two on the calibration points is kept. Each search is guarded on the same points.
 """
 
@@ -41,7 +42,9 @@ def calibrate_all(
     """Ratios and constants for every (nfe, guidance scale); continues ``out`` where it exists."""
 
     def search(plan: Plan, reference: Reference, denoiser: Denoiser, x: torch.Tensor, prediction: str) -> Found:
-        constants = search_constants(plan, reference, denoiser, x, tau=tau, prediction=prediction, evaluations=evaluations)
+        constants = search_constants(
+            plan, reference, denoiser, x, tau=tau, prediction=prediction, evaluations=evaluations
+        )
         options = {"k": k, "prediction": prediction, "evaluations": evaluations}
         found = search_ratios(plan, reference, denoiser, x, **options)
         calls, values, mixed = constants.calls + found.calls, (0.0,) * plan.nfe, plan

@@ -1,4 +1,7 @@
-"""From the name of a calibrated solver to the solver with its values: what ``dc-unipc`` means for one model and setting."""
+"""From the name of a calibrated solver to the solver with its values.
+
+What ``dc-unipc`` means for one model and setting.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ def resolve(
     """The solver of ``name`` with calibrated values bound, where it is a transform that has none.
 
     Args:
-        name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or without
+        name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or
+        without
             a transform, the name is taken as it is.
         model: name of the model in the artifact's file name.
         nfe, guidance_scale: of the run.

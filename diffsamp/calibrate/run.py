@@ -1,4 +1,4 @@
-"""The loop over settings that every calibration shares: reference once per guidance scale, search, held-out error, save.
+"""The loop over settings that every calibration shares: fine run per guidance scale, search, held-out error, save.
 
 A file that exists and was made for the same model, solver, grid and seeds is continued: settings that are there are
 kept. Every finished setting is written at once, so a killed run loses at most one setting.
@@ -93,7 +93,9 @@ def calibrate(
         first = plans[todo[0]].first_level
         for n in todo:
             if abs(plans[n].first_level.sigma - first.sigma) > 1e-9:
-                raise DiffsampError(f"grid: {grid_name!r} starts at another level for {n} calls; calibrate one nfe at a time")
+                raise DiffsampError(
+                    f"grid: {grid_name!r} starts at another level for {n} calls; calibrate one nfe at a time"
+                )
         x = noise * first.sigma
         fine = _reference(model, levels, scale, x, labels, reference_steps)
         kept, rest = slice(0, points), slice(points, None)

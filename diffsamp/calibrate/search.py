@@ -2,7 +2,8 @@
 
 At step i the earlier values are frozen and the walk is at its own state. A candidate changes the rows i and after; its
 loss is the mean squared distance to the reference at the next level *after that level's corrector* (DC-Solver,
-Section 3.3). Where the next row has no corrector the state is a polynomial of the candidate and the minimum has a closed
+Section 3.3). Where the next row has no corrector the state is a polynomial of the candidate and the minimum has a
+closed
 form; else each candidate costs one network call at the predicted point.
 
 Guard: the base, the last value alone and the greedy values are compared by the error of the final state on the
@@ -76,7 +77,9 @@ class _Walk:
         with torch.no_grad():
             output = self.denoiser(state.input, plan.rows[state.index].level)
         if not bool(torch.isfinite(output).all()):
-            raise DiffsampError(f"denoiser: the prediction at step {state.index} is not finite; check the model and its dtype")
+            raise DiffsampError(
+                f"denoiser: the prediction at step {state.index} is not finite; check the model and its dtype"
+            )
         return output
 
     def step(self, plan: Plan, state: engine.State, output: torch.Tensor) -> engine.State:
@@ -111,6 +114,7 @@ def _search(
     progress: Callable[[int, int], None] | None,
 ) -> Result:
     check_points(len(x))
+
     def build(values: Sequence[float]) -> Plan:
         # A copy: the base itself, which the caller owns, comes back where nothing changes.
         made = make(values)
@@ -174,7 +178,11 @@ def _search(
         plain = walk.step(base, plain, output)
     before = mse(plain.input, target)
     choices["base"] = ((neutral,) * n, before)
-    kept = min(("base", "last", "greedy"), key=lambda k: choices[k][1] if k in choices else float("inf")) if guard else "greedy"
+    kept = (
+        min(("base", "last", "greedy"), key=lambda k: choices[k][1] if k in choices else float("inf"))
+        if guard
+        else "greedy"
+    )
     found, after = choices[kept]
     return Result(found, kept, before, after, walk.calls, tuple(report))
 

@@ -1,4 +1,7 @@
-"""``diffsamp calibrate``: ratios, constants, grids and statistics for the user's own model, as safetensors artifacts."""
+"""``diffsamp calibrate``: ratios, constants, grids and statistics for the user's own model.
+
+The results are safetensors artifacts.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +87,8 @@ def grid(
     """Noise levels for a given number of calls."""
     from ..calibrate import calibrate_grid
 
-    _run(calibrate_grid, "grid", model, solver, nfe, guidance_scale, out, plot, grid=start, trials=trials, points=points,
+    _run(calibrate_grid, "grid", model, solver, nfe, guidance_scale, out, plot, grid=start, trials=trials,
+    points=points,
          held_out=held_out, reference_steps=reference_steps)  # fmt: skip
 
 
@@ -112,7 +116,9 @@ def all_(
 def gaussian(
     model: _Model = "fashion",
     samples: Annotated[int, typer.Option(help="Samples of the model to make, where no data are given.")] = 2000,
-    data: Annotated[Path | None, typer.Option(help="A .npz file: x (n, ...) in the model's range, labels (n,).")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A .npz file: x (n, ...) in the model's range, labels (n,).")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Directions kept; all by default.")] = 96,
     steps: Annotated[int, typer.Option(help="Network calls per sample of the model.")] = 20,
     out: _Out = None,
@@ -136,7 +142,9 @@ def gaussian(
         parts, key = _samples(_model(model), samples, steps), {"samples_of": Path(model).name}
     stats = teleport.gather(parts, rank=rank, key=key)
     stats.save(path)
-    print(f"{path}: mean and covariance of {stats.count} samples, {stats.eigenvalues.numel()} directions, std {stats.std:.4f}")
+    print(
+        f"{path}: statistics of {stats.count} samples, {stats.eigenvalues.numel()} directions, std {stats.std:.4f}"
+    )
 
 
 def _samples(model: Any, count: int, steps: int):
@@ -197,7 +205,8 @@ def _run(
     found = _model(model)
     path = out or Path(filename(found.name, method, solver))
     artifact = run(
-        found, solver=solver, nfe=_numbers(nfe, "nfe", int), guidance_scale=_numbers(guidance_scale, "guidance-scale", float),
+        found, solver=solver, nfe=_numbers(nfe, "nfe", int), guidance_scale=_numbers(guidance_scale, "guidance-scale",
+        float),
         out=path, progress=_Progress(f"{method} on {solver}"), **options,
     )  # fmt: skip
     table = Table(title=f"{method} on {solver}, {found.name}: error of the final state on held-out seeds")
@@ -226,11 +235,19 @@ def _plot(artifact: Any, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(6, 4))
     for scale in sorted({s.guidance_scale for s in artifact.settings.values()}):
         chosen = sorted((s for s in artifact.settings.values() if s.guidance_scale == scale), key=lambda s: s.nfe)
-        (line,) = axis.plot([s.nfe for s in chosen], [s.held_out_before for s in chosen], "--", label=f"before, {scale:g}")
-        axis.plot(
-            [s.nfe for s in chosen], [s.held_out_after for s in chosen], "-o", color=line.get_color(), label=f"after, {scale:g}"
+        (line,) = axis.plot(
+            [s.nfe for s in chosen], [s.held_out_before for s in chosen], "--", label=f"before, {scale:g}"
         )
-    axis.set(xlabel="network calls", ylabel="held-out error", yscale="log", title=f"{artifact.method}({artifact.solver})")
+        axis.plot(
+            [s.nfe for s in chosen],
+            [s.held_out_after for s in chosen],
+            "-o",
+            color=line.get_color(),
+            label=f"after, {scale:g}",
+        )
+    axis.set(
+        xlabel="network calls", ylabel="held-out error", yscale="log", title=f"{artifact.method}({artifact.solver})"
+    )
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)

@@ -5,7 +5,8 @@ at  t' = t_{i-1} + rho_i·(t_i − t_{i-1})  of the Lagrange polynomial through 
 
     m_0 ← Σ_j w_j·m_j,   w_j = Π_{l≠j} (t' − t_{i-l}) / (t_{i-j} − t_{i-l})
 
-The compensated value stays in the history (the method is recursive). rho = 1 is the identity, and the first k steps have
+The compensated value stays in the history (the method is recursive). rho = 1 is the identity, and the first k steps
+have
 too few outputs, so their ratios are 1. The coordinate t is the network's time (sigma for flows). Ratios belong to one
 model, solver, grid and guidance scale: `diffsamp calibrate dc` finds them.
 
@@ -80,7 +81,9 @@ def dc(plan: Plan, *, ratios: Sequence[float] | None = None, k: int = 2) -> Plan
         raise DiffsampError(f"k: got {k!r}; accepted: 1, 2, 3")
     require_multistep(plan, "dc")
     if any(row.rewrite is not None for row in plan.rows):
-        raise DiffsampError(f"dc: {plan.solver or 'this plan'} is compensated already; accepted: one dc in a composition")
+        raise DiffsampError(
+            f"dc: {plan.solver or 'this plan'} is compensated already; accepted: one dc in a composition"
+        )
     if ratios is None:
         return plan
     values = [float(r) for r in ratios]
@@ -91,7 +94,10 @@ def dc(plan: Plan, *, ratios: Sequence[float] | None = None, k: int = 2) -> Plan
     for i, ratio in enumerate(values[:k]):
         if ratio != 1.0:
             raise DiffsampError(f"ratios: ratio {i} is {ratio:g}; the first {k} must be 1, for lack of older outputs")
-    rows = [replace(row, rewrite=compensation(plan, i, r, k)) for i, (row, r) in enumerate(zip(plan.rows, values, strict=True))]
+    rows = [
+        replace(row, rewrite=compensation(plan, i, r, k))
+        for i, (row, r) in enumerate(zip(plan.rows, values, strict=True))
+    ]
     return plan.with_rows(rows)
 
 

@@ -120,7 +120,9 @@ class _Bank:
                 if np.abs(np.stack(columns, axis=1) @ solution - target).max() <= 1e-11 * scale:
                     solution[np.abs(solution) < 1e-15 * scale] = 0.0
                     return Mix(m=tuple(solution[len(names) :]), **dict(zip(names, solution, strict=False)))
-        raise DiffsampError("dualfast: a compensation ratio of 0 below drops the newest output, which the mixture needs")
+        raise DiffsampError(
+            "dualfast: a compensation ratio of 0 below drops the newest output, which the mixture needs"
+        )
 
 
 def _plus(a: Mix, b: Mix) -> Mix:
@@ -176,12 +178,14 @@ def dualfast(
     require_multistep(plan, "dualfast")
     values = constants(plan, c, schedule)
     if mode == "all" and any(row.rewrite is not None for row in plan.rows):
-        raise DiffsampError("mode: 'all' is not defined around dc(...); accepted there: first-order, or dc(dualfast(...))")
+        raise DiffsampError(
+            "mode: 'all' is not defined around dc(...); accepted there: first-order, or dc(dualfast(...))"
+        )
     if not any(values):
         return plan
     if plan.order >= 2 and guidance_scale > STRONG_GUIDANCE and max(values) > LARGE_C:
         warnings.warn(
-            f"dualfast: c up to {max(values):.2g} on a solver of order {plan.order} with guidance scale {guidance_scale:g} "
+            f"dualfast: c up to {max(values):.2g} on a solver of order {plan.order} at guidance {guidance_scale:g} "
             f"was measured to blow up; use c <= {LARGE_C} or `diffsamp calibrate dualfast`",
             stacklevel=2,
         )

@@ -1,7 +1,8 @@
 """Teleportation under classifier-free guidance.
 
 With class statistics the guided ODE is still linear,  dy/d ln s = y − [D_u + w·(D_c − D_u)],  y = x/alpha,
-s = sigma/alpha, and is integrated with no network call. Without them one guided network call at the start gives the mean
+s = sigma/alpha, and is integrated with no network call. Without them one guided network call at the start gives the
+mean
 that the guided model aims at:  D = (1 − A)·mu + A·y  per direction, A = lam/(lam + s²), solved for mu.
 """
 
@@ -19,7 +20,13 @@ from .statistics import Statistics
 
 
 def guided_map(
-    stats: Statistics, x: torch.Tensor, s: Level, t: Level, labels: torch.Tensor, guidance_scale: float, steps: int = 100
+    stats: Statistics,
+    x: torch.Tensor,
+    s: Level,
+    t: Level,
+    labels: torch.Tensor,
+    guidance_scale: float,
+    steps: int = 100,
 ) -> torch.Tensor:
     """The state at ``t`` of the guided linear ODE through ``x`` at ``s``; no network call.
 

@@ -1,7 +1,9 @@
 """Where to start: the teleported sample, the grid below it, and the rule that picks the level.
 
-Rule: run the production solver on a few noises; at each of its levels compare the distance of the teleported state to the
-solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no larger.
+Rule: run the production solver on a few noises; at each of its levels compare the distance of the teleported state to
+the
+solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no
+larger.
 Refused below 5 standard deviations of the data (fidelity to the same run) or 3.5 (same distribution).
 """
 
@@ -67,7 +69,7 @@ def teleport(
     if guidance_scale > 1.0:
         if not force:
             raise DiffsampError(
-                f"guidance_scale: got {guidance_scale:g}; the unconditional Gaussian is no better than white noise under "
+                f"guidance_scale: got {guidance_scale:g}; the unconditional Gaussian is no better than white noise with "
                 "guidance; give class statistics and labels, or one guided prediction (denoised=), or force=True"
             )
         warnings.warn("teleport: the unconditional Gaussian under guidance is no better than white noise", stacklevel=2)
@@ -144,7 +146,7 @@ def choose_start(
             found = (level, i)
     if found is None:
         raise DiffsampError(
-            f"start: no level of the grid qualifies for {aim} (it must be at {limit:.3g} or above and teleport no worse "
+            f"start: no level of the grid qualifies for {aim} (it must be {limit:.3g} or above, teleport no worse "
             "than the solver); start at the top, or take more steps there"
         )
     return Choice(*found, tuple(table))

@@ -69,7 +69,9 @@ class Statistics:
         """Refuse statistics of other data: every given item must equal the stored one."""
         for name, value in wanted.items():
             if self.key.get(name) != value:
-                raise DiffsampError(f"statistics: were gathered with {name}={self.key.get(name)!r}, this run has {value!r}")
+                raise DiffsampError(
+                    f"statistics: were gathered with {name}={self.key.get(name)!r}, this run has {value!r}"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write a safetensors file, whole."""
@@ -194,7 +196,9 @@ def _decompose(covariance: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch
     return vectors[:, :keep].contiguous(), values[:keep].contiguous(), residual
 
 
-def _randomised(rows: torch.Tensor, mean: torch.Tensor, keep: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _randomised(
+    rows: torch.Tensor, mean: torch.Tensor, keep: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Top directions by a randomised range finder with 4 power iterations (Halko et al. 2011, Algorithm 4.4)."""
     centred = rows - mean.float()
     n, d = centred.shape

@@ -133,7 +133,9 @@ def test_killed_run_goes_on_where_it_stopped(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         # Another name for the fine run's cache, so that the calls are made and counted here.
-        calibrate.calibrate_dc(replace(MODEL, guided=dying, sha256="ef" * 32), **{**SMALL, "nfe": [5, 6, 8], "out": path})
+        calibrate.calibrate_dc(
+            replace(MODEL, guided=dying, sha256="ef" * 32), **{**SMALL, "nfe": [5, 6, 8], "out": path}
+        )
     kept = set(Artifact.load(path).settings)
     assert kept and kept < set(whole.settings)
     done = []

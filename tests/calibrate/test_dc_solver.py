@@ -1,4 +1,7 @@
-"""DC-Solver: the table (exact checks) and the search on the analytic 8×8 toy. Seeded; no bound is a statistical test."""
+"""DC-Solver: the table (exact checks) and the search on the analytic 8×8 toy.
+
+Seeded; no bound is a statistical test.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,9 @@ def gain(scale: float, n: int, ratios) -> float:
 @pytest.mark.parametrize("name", ["linspace", "trailing", "flow"])
 def test_ratio_one_is_the_base_exactly(name, order, variant, off, final):
     process = FLOW if name == "flow" else VP
-    plan = solver("unipc", order=order, variant=variant, disable_corrector=off)(process, grid(name, process, 6, final=final))
+    plan = solver("unipc", order=order, variant=variant, disable_corrector=off)(
+        process, grid(name, process, 6, final=final)
+    )
     assert dc(plan, ratios=[1.0] * plan.nfe).rows == plan.rows
     assert dc(plan).fingerprint == plan.fingerprint
 
@@ -116,9 +121,7 @@ def test_arbitrary_ratios_equal_an_independent_implementation(n):
         if i >= 2 and ratios[i] != 1.0:
             times = [levels[i - j].t for j in range(3)]
             at = times[1] + ratios[i] * (times[0] - times[1])
-            weights = [
-                np.prod([(at - times[q]) / (times[j] - times[q]) for q in range(3) if q != j]) for j in range(3)
-            ]
+            weights = [np.prod([(at - times[q]) / (times[j] - times[q]) for q in range(3) if q != j]) for j in range(3)]
             buffer[-1] = sum(weight * buffer[-1 - j] for j, weight in enumerate(weights))
         h = lam[i + 1] - lam[i]
         update = buffer[-1] * np.expm1(-h)
@@ -189,7 +192,9 @@ def test_orders_of_base_and_of_a_fixed_ratio():
     exact = run(1500, None, order=3)
 
     def slope(ratio=None, **options) -> float:
-        return float(torch.log2((run(160, ratio, **options) - exact).norm() / (run(320, ratio, **options) - exact).norm()))
+        return float(
+            torch.log2((run(160, ratio, **options) - exact).norm() / (run(320, ratio, **options) - exact).norm())
+        )
 
     assert slope(corrector=False) == pytest.approx(2.0, abs=0.2)
     assert slope() == pytest.approx(3.0, abs=0.35)

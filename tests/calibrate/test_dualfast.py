@@ -1,4 +1,7 @@
-"""DualFast as a table: identities to rounding, and its gains and losses on analytic models. Seeded, no statistical bound."""
+"""DualFast as a table: identities to rounding, and its gains and losses on analytic models.
+
+Seeded, no statistical bound.
+"""
 
 from __future__ import annotations
 
@@ -174,7 +177,10 @@ def test_large_constant_under_strong_guidance_warns():
         dualfast(solver("dpmpp-2m")(VP, grid("linspace", VP, 6)), c=0.3, guidance_scale=7.5)
 
 
-@pytest.mark.parametrize("order", ["dc(dualfast(unipc,c=0.3),ratios=[1;1;0.9;1.1;1.6])", "dualfast(dc(unipc,ratios=[1;1;0.9;1.1;1.6]),c=0.3)"])
+@pytest.mark.parametrize(
+    "order",
+    ["dc(dualfast(unipc,c=0.3),ratios=[1;1;0.9;1.1;1.6])", "dualfast(dc(unipc,ratios=[1;1;0.9;1.1;1.6]),c=0.3)"],
+)
 def test_compositions_with_compensation_solve_a_point_exactly(order):
     toy = toys.point(d=6)
     plan = solver(order)(VP, grid("linspace", VP, 5, final="sigma_min"))

@@ -27,7 +27,11 @@ TOP = VE.level(80.0)
 def digits() -> tuple[Mixture, torch.Tensor, torch.Tensor]:
     data, labels = load_digits(return_X_y=True)
     x = torch.tensor(data / 8 - 1)
-    return Mixture(x, torch.tensor(labels), torch.full((64,), 0.04, dtype=torch.float64), (64,)), x, torch.tensor(labels)
+    return (
+        Mixture(x, torch.tensor(labels), torch.full((64,), 0.04, dtype=torch.float64), (64,)),
+        x,
+        torch.tensor(labels),
+    )
 
 
 @cache

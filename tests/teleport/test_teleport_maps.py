@@ -80,7 +80,9 @@ def test_low_rank_with_residual_equals_the_full_covariance_with_that_floor():
     low = statistics(k=4, floor=0.3)
     full_basis = torch.linalg.qr(torch.cat([low.basis, torch.eye(12, dtype=torch.float64)[:, :8]], 1))[0]
     # QR may flip signs of columns; a projector does not notice.
-    full = Statistics(low.mean, full_basis, torch.cat([low.eigenvalues, torch.full((8,), 0.3, dtype=torch.float64)]), 0.0, (12,), 9)
+    full = Statistics(
+        low.mean, full_basis, torch.cat([low.eigenvalues, torch.full((8,), 0.3, dtype=torch.float64)]), 0.0, (12,), 9
+    )
     (s, x), t = start(VE, 10.0), VE.level(0.5)
     assert (gaussian_map(low, x, s, t) - gaussian_map(full, x, s, t)).abs().max() < 1e-12
 
