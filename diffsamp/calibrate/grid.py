@@ -2,8 +2,8 @@
 
 Levels move by u → u + b·u² + Σ_k a_k·sin(pi·k·u) in the grid's own index (u from 0 at the start to 1 at the last level
 above the data), so the start is kept and the last level may move; the coefficients are found by a simplex search
-without
-derivatives. The named grid itself is the start and is kept unless something is better on the calibration points.
+without derivatives.
+The named grid itself is the start and is kept unless something is better on the calibration points.
 """
 
 from __future__ import annotations
