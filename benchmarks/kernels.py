@@ -58,7 +58,9 @@ def exponential(logits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (p / torch.empty_like(p).exponential_()).argmax(-1)
 
 
-def draw_cases(device: torch.device, dtype: torch.dtype, shape: tuple[int, int]) -> tuple[str, int, bool, dict[str, Any]]:
+def draw_cases(
+    device: torch.device, dtype: torch.dtype, shape: tuple[int, int]
+) -> tuple[str, int, bool, dict[str, Any]]:
     logits = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 3).to(device, dtype)
     got = sample_categorical(logits, seed=1)
     want = sample_categorical(logits, seed=1, backend="naive")
@@ -107,6 +109,7 @@ def guided_cases(
 
     runs: dict[str, Any] = {"diffusers APG + 2M": eager, "diffsamp": ours}
     if compiled:
+
         def five_sums() -> Any:
             d = c - u
             dims = tuple(range(1, d.ndim))
@@ -134,6 +137,7 @@ def linear_cases(device: torch.device, shape: tuple[int, ...]) -> tuple[str, int
         scheduler.set_timesteps(20, device=device)
         steps = scheduler.timesteps
         if kind is EulerDiscreteScheduler:
+
             def run() -> Any:
                 scheduler._step_index, scheduler.is_scale_input_called = 10, True
                 return scheduler.step(bank[0], steps[10], bank[1])
@@ -144,6 +148,7 @@ def linear_cases(device: torch.device, shape: tuple[int, ...]) -> tuple[str, int
             def run() -> Any:
                 scheduler._step_index = 10
                 return scheduler.step(bank[0], steps[10], bank[1])
+
         return run
 
     return f"UniPC-2 row {list(shape)} float32", 7 * bank[0].numel() * 4, right, {
@@ -192,7 +197,9 @@ def main() -> None:
                    "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "bytes": size, "share_of_copy": size / p50 / bandwidth,
                    "speedup": first / p50}  # fmt: skip
             rows.append(row)
-            print(",".join(f"{v:.4g}" if isinstance(v, float) else '"' + str(v) + '"' for v in row.values()), flush=True)
+            print(
+                ",".join(f"{v:.4g}" if isinstance(v, float) else '"' + str(v) + '"' for v in row.values()), flush=True
+            )
     if options.json:
         part = options.json.with_suffix(".part")
         part.write_text(json.dumps(rows, indent=1) + "\n")

@@ -39,7 +39,15 @@ def draw(generator: torch.Generator, shape: tuple[int, ...], dtype: torch.dtype,
 
 @seed(1)
 @QUICK
-@given(st.integers(1, 3), st.integers(0, 2500), st.integers(1, 6), st.integers(1, 3), DTYPES, st.booleans(), st.integers(0, 99))
+@given(
+    st.integers(1, 3),
+    st.integers(0, 2500),
+    st.integers(1, 6),
+    st.integers(1, 3),
+    DTYPES,
+    st.booleans(),
+    st.integers(0, 99),
+)
 def linear(batch, n, k, m, dtype, strided, key):
     g = torch.Generator().manual_seed(key)
     bank = [draw(g, (batch, n), dtype, strided) for _ in range(k)]

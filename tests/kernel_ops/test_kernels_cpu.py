@@ -164,7 +164,7 @@ else:
 
 
 def test_compiled_uniforms_are_no_longer_float32():
-    """torch.compile draws float64 uniforms in float32: 2^-24 apart. This is why no uniform is drawn in a compiled region."""
+    """torch.compile draws float64 uniforms in float32, so none is drawn in a compiled region."""
     script = """
 import torch
 torch.manual_seed(0)

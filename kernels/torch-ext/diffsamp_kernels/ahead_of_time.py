@@ -78,8 +78,12 @@ def _read_cuda(cubin: bytes) -> tuple[int, int, str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", str(path)], capture_output=True, text=True, check=True)
-        sass = subprocess.run([_tool("cuobjdump"), "-sass", str(path)], capture_output=True, text=True, check=True).stdout
+        usage = subprocess.run(
+            [_tool("cuobjdump"), "-res-usage", str(path)], capture_output=True, text=True, check=True
+        )
+        sass = subprocess.run(
+            [_tool("cuobjdump"), "-sass", str(path)], capture_output=True, text=True, check=True
+        ).stdout
     text = usage.stdout + usage.stderr
     registers = int(re.findall(r"REG:(\d+)", text)[-1])
     local = sum(int(v) for v in re.findall(r"(?:STACK|LOCAL):(\d+)", text))
@@ -96,7 +100,9 @@ def compile_one(name: str, target: str) -> Compiled:
     names = function.arg_names
     signature = {k: "constexpr" if k in constants else types[k] for k in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, k in enumerate(names) if k == "n" or signature[k][0] == "*"}
-    source = ASTSource(function, signature, constexprs={k: constants[k] for k in names if k in constants}, attrs=aligned)
+    source = ASTSource(
+        function, signature, constexprs={k: constants[k] for k in names if k in constants}, attrs=aligned
+    )
     hip = target.startswith("gfx")
     gpu = GPUTarget("hip", target, 64) if hip else GPUTarget("cuda", int(target[3:]), 32)
     kernel = triton.compile(source, target=gpu, options={"num_warps": warps})
@@ -128,7 +134,9 @@ def main() -> None:
     import triton
 
     print(f"# Kernels compiled ahead of time (Triton {triton.__version__}, bfloat16 tensors)\n")
-    print("No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128 bits.\n")
+    print(
+        "No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128 bits.\n"
+    )
     print("| kernel | target | registers | spilled | shared bytes | instructions | wide loads | wide stores |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for c in compile_all():

@@ -69,7 +69,9 @@ def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, row
         tokens = (e.log() - y).argmin(1)
     else:
         u = torch.from_numpy(row_uniforms(int(seed), host, step)).to(y.device)
-        p = torch.nn.functional.pad((y - y.amax(1, keepdim=True)).exp(), (0, -y.shape[1] % TILE)).unflatten(1, (-1, TILE))
+        p = torch.nn.functional.pad((y - y.amax(1, keepdim=True)).exp(), (0, -y.shape[1] % TILE)).unflatten(
+            1, (-1, TILE)
+        )
         start = pick(p.sum(2).cumsum(1), u[:, :1])
         inside = p.gather(1, start[:, :, None].expand(-1, 1, TILE)).squeeze(1).cumsum(1)
         tokens = (start * TILE + pick(inside, u[:, 1:])).squeeze(1).clamp_max(y.shape[1] - 1)

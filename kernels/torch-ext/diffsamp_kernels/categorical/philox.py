@@ -12,7 +12,12 @@ def philox(seed: int, c0: np.ndarray, c1: np.ndarray, c2: np.ndarray, c3: np.nda
     k0, k1 = np.uint64(seed & 0xFFFFFFFF), np.uint64((seed >> 32) & 0xFFFFFFFF)
     for _ in range(10):
         first, second = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
-        c0, c1, c2, c3 = (second >> np.uint64(32)) ^ c1 ^ k0, second & _LOW, (first >> np.uint64(32)) ^ c3 ^ k1, first & _LOW
+        c0, c1, c2, c3 = (
+            (second >> np.uint64(32)) ^ c1 ^ k0,
+            second & _LOW,
+            (first >> np.uint64(32)) ^ c3 ^ k1,
+            first & _LOW,
+        )
         k0, k1 = (k0 + np.uint64(0x9E3779B9)) & _LOW, (k1 + np.uint64(0xBB67AE85)) & _LOW
     return c0, c1, c2, c3
 

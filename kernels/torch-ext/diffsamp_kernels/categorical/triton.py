@@ -170,9 +170,7 @@ def cat_race_final_kernel(
     tl.store(lse_ptr + r, tl.where(dead, float("-inf"), lse2 * 0.6931471805599453).to(tl.float32))
 
 
-def sample_categorical(
-    logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method, block=None
-):
+def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method, block=None):
     device, (_, width) = logits.device, logits.shape
     if logits.dtype == torch.float64:
         raise ValueError("logits: the Triton kernel takes float32, bfloat16 or float16; use backend='torch'")

@@ -16,9 +16,7 @@ _PART = 1 << 16
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return math.fsum(
-        float(torch.dot(s, t)) for s, t in zip(a.split(_PART), b.split(_PART), strict=True)
-    )
+    return math.fsum(float(torch.dot(s, t)) for s, t in zip(a.split(_PART), b.split(_PART), strict=True))
 
 
 def _sum(a: torch.Tensor) -> float:
