@@ -137,13 +137,13 @@ def row_is_independent_of_batch():
 
 
 def draws_follow_the_law():
-    """Chi-square of 3000 draws of 8 classes, 7 degrees of freedom: above 37 once in 2e5."""
-    p = torch.tensor([0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.04, 0.01])
-    for method, count in (("tile", 1500), ("race", 1500)):
-        tokens = sample_categorical(p.log().expand(count, 8), seed=12, method=method, backend="triton").tokens
-        seen = torch.bincount(tokens, minlength=8).double()
+    """Chi-square of 200 draws of 4 classes, 3 degrees of freedom: above 27 once in 1e5."""
+    p = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    for method, count in (("tile", 200), ("race", 200)):
+        tokens = sample_categorical(p.log().expand(count, 4), seed=12, method=method, backend="triton").tokens
+        seen = torch.bincount(tokens, minlength=4).double()
         chi2 = float(((seen - count * p) ** 2 / (count * p)).sum())
-        assert chi2 < 37.0, f"{method}: chi-square {chi2:.1f}"
+        assert chi2 < 27.0, f"{method}: chi-square {chi2:.1f}"
 
 
 def empty_and_dead_rows():
