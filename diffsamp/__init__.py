@@ -28,6 +28,9 @@ _NAMES = {
     "register": "adapters.use",
     "load": "models",
     "ClassConditionalPipeline": "models.pipeline",
+    "MaskedLM": "masked",
+    "MaskedScheduler": "masked",
+    "sample_categorical": "masked",
 }
 _MODULES = (
     "adapters", "calibrate", "correctors", "engine", "errors", "guidance", "masked", "metrics", "models", "plan",

@@ -360,7 +360,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         return int(best[1] if len(best) > 1 else best[0])
 
     def _init_step_index(self, timestep: Any) -> None:
-        self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+        if self._begin_index is not None:
+            self._step_index = self._begin_index
+        elif isinstance(timestep, torch.Tensor) and _shares_memory(timestep, self.timesteps):
+            # An element of ``timesteps`` says its place itself: no value is read back from the device.
+            self._step_index = timestep.storage_offset() - self.timesteps.storage_offset()
+        else:
+            self._step_index = self.index_for_timestep(timestep)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: Any = None) -> torch.Tensor:
         """The network's input for a sample: the sample itself, except for EDM networks (c_in·sample)."""
@@ -512,6 +518,11 @@ def _source_of(config: dict[str, Any]) -> type | None:
         return getattr(importlib.import_module("diffusers"), name if isinstance(name, str) else name[-1], None)
     fitting = [(len(keys), c) for c, keys in _stock_parameters().items() if keys and keys.keys() <= config.keys()]
     return max(fitting, key=lambda pair: pair[0])[1] if fitting else None
+
+
+def _shares_memory(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    same = part.numel() == 1 and part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    return same and 0 <= part.storage_offset() - whole.storage_offset() < len(whole)
 
 
 def recognise(config: dict[str, Any]) -> dict[str, Any]:

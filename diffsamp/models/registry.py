@@ -21,7 +21,7 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
-MODELS = ("fashion", "fashion-cnn")
+MODELS = ("fashion", "fashion-cnn", "kjv")
 
 
 def names() -> tuple[str, ...]:
@@ -45,10 +45,14 @@ def load(name: str = "fashion", *, dtype: torch.dtype = torch.float32, device: s
     """An embedded model, ready to use, from files inside the package.
 
     "fashion" gives a `diffsamp.ClassConditionalPipeline` (a diffusers `DiffusionPipeline`; its default scheduler is the
-    entry "scheduler" of `fashion.json`), "fashion-cnn" a `FashionClassifier`. Raises `DiffsampError` for an unknown
+    entry "scheduler" of `fashion.json`), "fashion-cnn" a `FashionClassifier`, "kjv" a `diffsamp.masked.TextModel`. Raises `DiffsampError` for an unknown
     name or a weights file that is not the one that was shipped.
     """
     facts = config(name)
+    if name == "kjv":
+        from diffsamp.masked import load_text_model
+
+        return load_text_model(name, device=device)
     build = _pipeline if facts["kind"] == "pipeline" else _classifier
     return build(facts, dtype).to(device)
 
