@@ -194,7 +194,7 @@ def table(result: dict) -> str:
     nfes = sorted({r["nfe"] for r in rows})
     lines = [
         "# Few network calls on the embedded image model", "",
-        f"Trajectory error ×1000 (mean squared distance per pixel of the final state to a 200-step run), {result['seeds']} "
+        f"Trajectory error ×1000 (mean squared distance per pixel of the final state to a 200-step run), {result['seeds']} "  # noqa: E501
         f"seeds that no calibration saw. Weights {result['model_sha256'][:12]}; torch {result['torch']}; "
         f"{result['machine']}; {result['date']}. Bold: at or below the best stock scheduler of that column.", "",
     ]  # fmt: skip

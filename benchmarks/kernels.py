@@ -2,7 +2,8 @@
 
     python benchmarks/kernels.py [--quick] [--compile] [--json FILE]
 
-One CSV row per case: median, 20th and 80th percentile in milliseconds (thread CPU time on a CPU, one thread; events on a
+One CSV row per case: median, 20th and 80th percentile in milliseconds (thread CPU time on a CPU, one thread; events
+on a
 GPU), bytes that must move, the share of a copy's bandwidth in the same run, and the speed-up over the first peer.
 """
 
@@ -180,7 +181,7 @@ def main() -> None:
                   draw_cases(device, torch.bfloat16, (4096, 131072))]  # fmt: skip
     else:
         cases += [guided_cases(device, torch.float32, (4, 4, 128, 128), options.compile),
-                  draw_cases(device, torch.float32, (64, 32768)), draw_cases(device, torch.bfloat16, (64, 32768))]  # fmt: skip
+                  draw_cases(device, torch.float32, (64, 32768)), draw_cases(device, torch.bfloat16, (64, 32768))]  # fmt: skip  # noqa: E501
     rows = []
     print("case,form,device,torch,commit,p20_ms,p50_ms,p80_ms,bytes,share_of_copy,speedup")
     for case, size, right, forms in cases:
@@ -193,7 +194,7 @@ def main() -> None:
             found = times(run, device, repeats)
             p20, p50, p80 = (found[round(q * (len(found) - 1))] for q in (0.2, 0.5, 0.8))
             first = first or p50
-            row = {"case": case, "form": form, "device": name, "torch": torch.__version__, "commit": commit.stdout.strip(),
+            row = {"case": case, "form": form, "device": name, "torch": torch.__version__, "commit": commit.stdout.strip(),  # noqa: E501
                    "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "bytes": size, "share_of_copy": size / p50 / bandwidth,
                    "speedup": first / p50}  # fmt: skip
             rows.append(row)

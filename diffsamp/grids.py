@@ -136,7 +136,9 @@ class Grid:
         return cls(process, tuple(levels), name)
 
     @classmethod
-    def from_times(cls, process: Process, times: Sequence[float], *, final: str = "zero", name: str = "timesteps") -> Grid:
+    def from_times(
+        cls, process: Process, times: Sequence[float], *, final: str = "zero", name: str = "timesteps"
+    ) -> Grid:
         """Grid of given network times, in falling noise."""
         values = np.asarray(times, dtype=np.float64).reshape(-1)
         if values.size == 0 or not np.isfinite(values).all():
@@ -268,7 +270,8 @@ def grid(
         final: ``"zero"`` ends at the data, ``"sigma_min"`` at the smallest level of the process.
         sigma_min, sigma_max: range of ratio-spaced grids; the process's own by default.
         shift, mu, time_shift_type, shift_terminal: flow shift; ``mu`` (dynamic) takes the place of ``shift``.
-        options: ``steps_offset`` (leading), ``rho`` (karras), ``alpha``, ``beta`` (beta), ``table`` (ays: sd, sdxl, svd).
+        options: ``steps_offset`` (leading), ``rho`` (karras), ``alpha``, ``beta`` (beta), ``table`` (ays: sd, sdxl,
+        svd).
 
     Raises:
         DiffsampError: unknown name or option, steps below 1 or beyond what the grid can hold.
@@ -280,10 +283,15 @@ def grid(
         raise DiffsampError(f"final: got {final!r}; accepted: {', '.join(_FINAL)}")
     if name not in grids():
         near = difflib.get_close_matches(name, grids(), n=2)
-        raise DiffsampError(f"grid: {name!r} is not known; " + (f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(grids())}"))
+        raise DiffsampError(
+            f"grid: {name!r} is not known; "
+            + (f"did you mean {' or '.join(near)}?" if near else f"accepted: {', '.join(grids())}")
+        )
     try:
         if process.kind == "flow" and name != "ays":
-            sigmas = _flow_sigmas(name, process, steps, sigma_min, sigma_max, shift, mu, time_shift_type, shift_terminal, options)
+            sigmas = _flow_sigmas(
+                name, process, steps, sigma_min, sigma_max, shift, mu, time_shift_type, shift_terminal, options
+            )
             return Grid.from_sigmas(process, sigmas, final=final if final == "zero" else "as-given", name=name)
         if name in _TIME:
             if process.clock != "discrete":

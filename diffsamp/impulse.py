@@ -93,7 +93,11 @@ def _sharpen(run: Any, sigmas: Any) -> None:
     if hasattr(run, "alphas_cumprod"):
         betas = run.betas.double()
         c = run.config
-        if c.get("trained_betas") is None and c.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+        if c.get("trained_betas") is None and c.get("beta_schedule") in (
+            "linear",
+            "scaled_linear",
+            "squaredcos_cap_v2",
+        ):
             process = Process.vp(
                 c["beta_schedule"], c["beta_start"], c["beta_end"], c["num_train_timesteps"],
                 rescale_betas_zero_snr=bool(c.get("rescale_betas_zero_snr")),

@@ -157,9 +157,13 @@ class Plan:
             raise DiffsampError("rows: a plan needs at least one row")
         for i, row in enumerate(self.rows):
             if not all(math.isfinite(v) for v in row.values()):
-                raise DiffsampError(f"plan {self.solver or '?'}: row {i} has a coefficient that is not finite: {row.advance}")
+                raise DiffsampError(
+                    f"plan {self.solver or '?'}: row {i} has a coefficient that is not finite: {row.advance}"
+                )
             if row.depth > i + 1:
-                raise DiffsampError(f"plan {self.solver or '?'}: row {i} reads {row.depth} outputs, but only {i + 1} exist")
+                raise DiffsampError(
+                    f"plan {self.solver or '?'}: row {i} reads {row.depth} outputs, but only {i + 1} exist"
+                )
         if self.check:
             self._check_point_mass()
 
@@ -298,9 +302,7 @@ class Plan:
             p, q = self.conversion(i, prediction)
             return p * current + q * unit[1 + i]
 
-        self.simulate(
-            unit[0], output, lambda i: unit[1 + n + i], lambda i, row, current, base: rows.append(current)
-        )
+        self.simulate(unit[0], output, lambda i: unit[1 + n + i], lambda i, row, current, base: rows.append(current))
         return np.stack(rows)
 
     def _check_point_mass(self) -> None:

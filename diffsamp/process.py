@@ -87,7 +87,8 @@ class Process:
     Attributes:
         kind: ``"vp"`` (alpha² + sigma² = 1), ``"ve"`` (alpha = 1) or ``"flow"`` (alpha = 1 − sigma).
         clock: how the network's time is counted: ``"discrete"`` (index 0..N−1 of a table, fractional allowed),
-            ``"c_noise"`` (log(sigma/alpha)/4, EDM), ``"sigma"`` (the noise level itself), ``"flow"`` (N·sigma) or ``"flow_inverted"`` (N·(1 − sigma), and the
+            ``"c_noise"`` (log(sigma/alpha)/4, EDM), ``"sigma"`` (the noise level itself), ``"flow"`` (N·sigma) or
+            ``"flow_inverted"`` (N·(1 − sigma), and the
             network predicts x0 − epsilon; Mochi).
         num_train_timesteps: N.
     """
@@ -307,7 +308,9 @@ class Process:
             return 0.0, 1.0
         if prediction == "epsilon":
             if a == 0.0:
-                raise DiffsampError("prediction: 'epsilon' says nothing of x0 at zero SNR; accepted there: v_prediction")
+                raise DiffsampError(
+                    "prediction: 'epsilon' says nothing of x0 at zero SNR; accepted there: v_prediction"
+                )
             return 1.0 / a, -s / a
         if prediction == "v_prediction":
             norm = a * a + s * s

@@ -190,7 +190,8 @@ def solver_info(name: str) -> SolverInfo:
 def solver(name: str, **options: Any) -> Solver:
     """A solver by name, with options bound.
 
-    ``name`` may carry options and be composed: ``unipc``, ``unipc:order=3``, ``dc(unipc)``, ``dc(dualfast(unipc),k=1)``.
+    ``name`` may carry options and be composed: ``unipc``, ``unipc:order=3``, ``dc(unipc)``,
+    ``dc(dualfast(unipc),k=1)``.
 
     Raises:
         DiffsampError: unknown name or option, or a composition that makes no sense.
@@ -221,7 +222,9 @@ def _parse(text: str) -> tuple[Solver, str]:
     inner, options = None, {}
     if rest.startswith("("):
         if not info.transform:
-            raise DiffsampError(f"solver: {info.name!r} is not a transform and wraps nothing; write {info.name}:key=value")
+            raise DiffsampError(
+                f"solver: {info.name!r} is not a transform and wraps nothing; write {info.name}:key=value"
+            )
         inner, rest = _parse(rest[1:].strip())
         while rest.startswith(","):
             options_part = re.match(r",\s*([a-z_0-9]+)\s*=\s*(\[[^\]]*\]|[^,()]+)", rest)

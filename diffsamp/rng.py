@@ -64,7 +64,9 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise DiffsampError(f"seeds: cannot read {part.strip()!r} in {text!r}; write numbers and ranges like 0-63,100")
+            raise DiffsampError(
+                f"seeds: cannot read {part.strip()!r} in {text!r}; write numbers and ranges like 0-63,100"
+            )
         start, stop = int(first), int(last) if dash else int(first)
         if stop < start:
             raise DiffsampError(f"seeds: range {part.strip()!r} runs backwards; write {stop}-{start}")

@@ -41,7 +41,7 @@ def attach(pipe: Any, stats: Any) -> Any:
         )
     if not isinstance(pipe, ClassConditionalPipeline):
         raise DiffsampError(
-            f"teleport: {type(pipe).__name__} is not class-conditional; move the latents by diffsamp.teleport.teleport and "
+            f"teleport: {type(pipe).__name__} is not class-conditional; move the latents by diffsamp.teleport.teleport and "  # noqa: E501
             "pass them with the tail of the timesteps"
         )
     detach(pipe)

@@ -15,5 +15,5 @@ from .search import Result, search_constants, search_ratios
 
 __all__ = [
     "Artifact", "Cascade", "Model", "Reference", "Result", "Setting", "calibrate_all", "calibrate_dc",
-    "calibrate_dualfast", "calibrate_grid", "embedded", "find", "fit_cascade", "resolve", "search_constants", "search_ratios",
+    "calibrate_dualfast", "calibrate_grid", "embedded", "find", "fit_cascade", "resolve", "search_constants", "search_ratios",  # noqa: E501
 ]  # fmt: skip

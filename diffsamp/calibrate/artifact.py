@@ -190,7 +190,7 @@ class Artifact:
             "format": FORMAT, "method": self.method, "solver": self.solver, "process": self.process, "grid": self.grid,
             "model": self.model, "options": self.options, "seeds": list(self.seeds), "versions": versions(),
             "digest": _digest(tensors),
-            "settings": [{k: v for k, v in asdict(s).items() if k != "values"} for _, s in sorted(self.settings.items())],
+            "settings": [{k: v for k, v in asdict(s).items() if k != "values"} for _, s in sorted(self.settings.items())],  # noqa: E501
         }  # fmt: skip
         content = save(tensors, metadata={"diffsamp": json.dumps(facts, sort_keys=True)})
         target = Path(path)

@@ -41,6 +41,6 @@ def calibrate_dc(
         )
 
     return calibrate(
-        "dc", model, search, solver=solver, nfe=nfe, guidance_scale=guidance_scale, out=out, grid_name=grid, final=final,
+        "dc", model, search, solver=solver, nfe=nfe, guidance_scale=guidance_scale, out=out, grid_name=grid, final=final,  # noqa: E501
         options={"k": k}, points=points, held_out=held_out, reference_steps=reference_steps, progress=progress,
     )  # fmt: skip

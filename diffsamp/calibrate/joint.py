@@ -60,7 +60,7 @@ def calibrate_all(
         )
 
     return calibrate(
-        "all", model, search, solver=solver, nfe=nfe, guidance_scale=guidance_scale, out=out, grid_name=grid, final=final,
+        "all", model, search, solver=solver, nfe=nfe, guidance_scale=guidance_scale, out=out, grid_name=grid, final=final,  # noqa: E501
         options={"k": k, "tau": tau}, points=points, held_out=held_out, reference_steps=reference_steps,
         progress=progress,
     )  # fmt: skip

@@ -1,4 +1,5 @@
-"""The command line: ``diffsamp generate``, ``bench``, ``report``, ``calibrate``, ``solvers``, ``plan``, ``cite``, ``doctor``."""
+"""The command line: ``diffsamp generate``, ``bench``, ``report``, ``calibrate``, ``solvers``, ``plan``, ``cite``,
+``doctor``."""
 
 from __future__ import annotations
 

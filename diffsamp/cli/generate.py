@@ -254,7 +254,9 @@ def _run(
                 images, broken = _batch(job, pipe, batch, tick)
             except torch.OutOfMemoryError:
                 if batch_size == 1:
-                    raise DiffsampError("batch-size: one picture does not fit into memory; try --size or --dtype") from None
+                    raise DiffsampError(
+                        "batch-size: one picture does not fit into memory; try --size or --dtype"
+                    ) from None
                 batch_size //= 2
                 console.print(f"memory ran out; going on with --batch-size {batch_size}")
                 if torch.cuda.is_available():

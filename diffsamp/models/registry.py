@@ -45,7 +45,8 @@ def load(name: str = "fashion", *, dtype: torch.dtype = torch.float32, device: s
     """An embedded model, ready to use, from files inside the package.
 
     "fashion" gives a `diffsamp.ClassConditionalPipeline` (a diffusers `DiffusionPipeline`; its default scheduler is the
-    entry "scheduler" of `fashion.json`), "fashion-cnn" a `FashionClassifier`, "kjv" a `diffsamp.masked.TextModel`. Raises `DiffsampError` for an unknown
+    entry "scheduler" of `fashion.json`), "fashion-cnn" a `FashionClassifier`, "kjv" a `diffsamp.masked.TextModel`.
+    Raises `DiffsampError` for an unknown
     name or a weights file that is not the one that was shipped.
     """
     facts = config(name)

@@ -69,7 +69,12 @@ def dpmpp_2m(
 
 @register_solver("dpmpp-3m", order=2, twin=("DPMSolverMultistepScheduler", {"solver_order": 3}))
 def dpmpp_3m(
-    process: Process, grid: Grid, *, form: str = "x0", lower_order_final: bool | None = None, curvature: str = "published"
+    process: Process,
+    grid: Grid,
+    *,
+    form: str = "x0",
+    lower_order_final: bool | None = None,
+    curvature: str = "published",
 ) -> Plan:
     if curvature not in ("published", "exact"):
         raise DiffsampError(f"curvature: got {curvature!r}; accepted: published, exact")

@@ -2,7 +2,8 @@
 
 d(r) = epsilon at ratio r = sigma/alpha;   x_t/alpha_t = x_s/alpha_s + (r_t − r_s)·(d(r_s) + d(r_t))/2
 
-For a flow the same rule is applied to the velocity in sigma. From a ratio above 1000 (zero terminal SNR) the trapezoid is
+For a flow the same rule is applied to the velocity in sigma. From a ratio above 1000 (zero terminal SNR) the
+trapezoid is
 taken of x0 in the exponential step instead, which is of order 2 too and stays bounded. Order 2, deterministic.
 Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 1. Twin: diffusers HeunDiscreteScheduler,
 FlowMatchHeunDiscreteScheduler.
@@ -18,7 +19,6 @@ from ..plan import Mix, Plan, Row
 from ..process import Process
 from ..registry import register_solver
 from .exponential import carry, weights
-
 
 # Beyond this ratio (zero terminal SNR) the trapezoid in the ratio multiplies a network's error by thousands.
 LARGE_RATIO = 1000.0

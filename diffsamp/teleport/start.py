@@ -69,7 +69,7 @@ def teleport(
     if guidance_scale > 1.0:
         if not force:
             raise DiffsampError(
-                f"guidance_scale: got {guidance_scale:g}; the unconditional Gaussian is no better than white noise with "
+                f"guidance_scale: got {guidance_scale:g}; the unconditional Gaussian is no better than white noise with "  # noqa: E501
                 "guidance; give class statistics and labels, or one guided prediction (denoised=), or force=True"
             )
         warnings.warn("teleport: the unconditional Gaussian under guidance is no better than white noise", stacklevel=2)

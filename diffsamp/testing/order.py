@@ -73,7 +73,9 @@ def end_to_end_order(
     return slope(steps, errors)
 
 
-def weak_order(build: Build, process: Process, *, steps: Sequence[int] = (64, 128, 256), variance: float = 0.3) -> float:
+def weak_order(
+    build: Build, process: Process, *, steps: Sequence[int] = (64, 128, 256), variance: float = 0.3
+) -> float:
     """Order at which a stochastic solver's final variance approaches the true one, on Gaussian data.
 
     The denoiser is linear there, so mean and variance are propagated exactly: no sampling error.

@@ -76,10 +76,11 @@ class Mixture:
     def trajectory(self, x: np.ndarray, start: Level, level: Level) -> np.ndarray:
         from scipy.optimize import brentq
 
-        flat = [
-            brentq(lambda y, q=self._cdf(float(v), start): self._cdf(y, level) - q, -30.0, 30.0, xtol=1e-15, rtol=1e-15)
-            for v in np.ravel(x)
-        ]
+        def root(value: float) -> float:
+            quantile = self._cdf(value, start)
+            return brentq(lambda y: self._cdf(y, level) - quantile, -30.0, 30.0, xtol=1e-15, rtol=1e-15)
+
+        flat = [root(float(value)) for value in np.ravel(x)]
         return np.reshape(np.array(flat), np.shape(x))
 
 

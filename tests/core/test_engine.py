@@ -99,8 +99,8 @@ def test_half_precision_samples_are_computed_in_half_precision(dtype):
     [
         (lambda: diffsamp.sample(_plan("ddpm", 3), _network, torch.zeros(2, 3), seeds=[1]), "seeds: got 1"),
         (lambda: diffsamp.sample(_plan("ddim", 3), _network, torch.zeros(2, 3, dtype=torch.int64)), "x: has dtype"),
-        (lambda: diffsamp.sample(_plan("ddim", 3), lambda x, t: x * float("nan"), torch.zeros(2, 3), check_finite=True), "step 0"),
-        (lambda: engine.step(_plan("ddpm", 3), engine.init(_plan("ddpm", 3), torch.zeros(1, 3)), torch.zeros(1, 3)), "noise"),
+        (lambda: diffsamp.sample(_plan("ddim", 3), lambda x, t: x * float("nan"), torch.zeros(2, 3), check_finite=True), "step 0"),  # noqa: E501
+        (lambda: engine.step(_plan("ddpm", 3), engine.init(_plan("ddpm", 3), torch.zeros(1, 3)), torch.zeros(1, 3)), "noise"),  # noqa: E501
         (lambda: rng.normal([-1], (2,)), "seed"),
     ],
 )  # fmt: skip

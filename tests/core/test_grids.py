@@ -25,7 +25,10 @@ def test_timesteps_differ_from_diffusers(spacing, steps):
     assert diffsamp.grid(spacing, VP, steps).times.tolist() == stock.timesteps.tolist()
 
 
-@pytest.mark.parametrize(("name", "flag"), [("karras", "use_karras_sigmas"), ("exponential", "use_exponential_sigmas"), ("beta", "use_beta_sigmas")])
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("karras", "use_karras_sigmas"), ("exponential", "use_exponential_sigmas"), ("beta", "use_beta_sigmas")],
+)
 def test_ratio_spaced_grids_differ_from_diffusers(name, flag):
     stock = diffusers.UniPCMultistepScheduler(**SD, **{flag: True})
     stock.set_timesteps(9)

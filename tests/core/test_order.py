@@ -21,12 +21,16 @@ CASES = [
     ("deis", FREE | {"order": 2}, 2), ("deis", FREE | {"order": 3}, 3),
     ("sde-dpmpp-2m", FREE | {"eta": 0.0}, 2),
     ("er-sde", {"scale": "ode", "order": 2}, 2), ("er-sde", {"scale": "ode", "order": 3}, 3),
-    ("sa-solver", FREE | {"tau": 0.0}, 2), ("sa-solver", FREE | {"tau": 0.0, "predictor_order": 3, "corrector_order": 0}, 3),
+    ("sa-solver", FREE | {"tau": 0.0}, 2), ("sa-solver", FREE | {"tau": 0.0, "predictor_order": 3, "corrector_order": 0}, 3),  # noqa: E501
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("problem", sorted(PROBLEMS))
-@pytest.mark.parametrize(("name", "options", "order"), CASES, ids=lambda v: str(v) if not isinstance(v, dict) else "-".join(f"{k}={x}" for k, x in v.items()))
+@pytest.mark.parametrize(
+    ("name", "options", "order"),
+    CASES,
+    ids=lambda v: str(v) if not isinstance(v, dict) else "-".join(f"{k}={x}" for k, x in v.items()),
+)
 def test_interior_order_is_not_the_nominal_one(name, options, order, problem):
     solver = diffsamp.solver(name, **options)
     assert solver(PROCESS, lambda_grid(PROCESS, -1.5, 1.5, 12)).order == order

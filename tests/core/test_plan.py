@@ -23,7 +23,10 @@ PROCESSES = {
     "flow": diffsamp.Process.flow(),
     "flow-shift-3": diffsamp.Process.flow(3.0),
 }
-GRIDS = {"vp": ("linspace", "trailing", "uniform", "karras", "exponential", "beta", "ays"), "flow": ("flow", "uniform", "linspace", "karras")}
+GRIDS = {
+    "vp": ("linspace", "trailing", "uniform", "karras", "exponential", "beta", "ays"),
+    "flow": ("flow", "uniform", "linspace", "karras"),
+}
 BASES = sorted(name for name, info in diffsamp.solvers().items() if not info.transform)
 
 

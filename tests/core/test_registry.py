@@ -40,7 +40,9 @@ def test_a_wrong_name_is_accepted_or_not_explained(text, word):
 def test_options_in_the_text_and_as_keywords_differ():
     process = diffsamp.Process.vp()
     grid = diffsamp.grid("trailing", process, 6)
-    assert diffsamp.solver("unipc:order=3,variant=bh1")(process, grid) == diffsamp.solver("unipc", order=3, variant="bh1")(process, grid)
+    assert diffsamp.solver("unipc:order=3,variant=bh1")(process, grid) == diffsamp.solver(
+        "unipc", order=3, variant="bh1"
+    )(process, grid)
 
 
 class _Point:

@@ -54,7 +54,7 @@ def _network(x, t):
 @pytest.mark.parametrize(
     ("name", "options", "stock"),
     [
-        ("dpmpp-2m", {}, diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample")),
+        ("dpmpp-2m", {}, diffusers.DPMSolverMultistepScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="sample")),  # noqa: E501
         ("dpmpp-3m", {}, diffusers.DPMSolverMultistepScheduler(solver_order=3, prediction_type="sample")),
         ("unipc", {"order": 2}, diffusers.UniPCMultistepScheduler(prediction_type="sample")),
         ("unipc", {"order": 3}, diffusers.UniPCMultistepScheduler(solver_order=3, prediction_type="sample")),

@@ -29,7 +29,7 @@ TWINS: list[tuple[str, dict[str, Any], str, dict[str, Any], bool, bool]] = [
      {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, False, False),
     ("dpmpp-3m", {"form": "epsilon"}, "DPMSolverMultistepScheduler",
      {"algorithm_type": "dpmsolver", "solver_order": 3, "final_sigmas_type": "sigma_min"}, False, False),
-    ("sde-dpmpp-1", {}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, True, False),
+    ("sde-dpmpp-1", {}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 1}, True, False),  # noqa: E501
     ("sde-dpmpp-2m", {}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, True, False),
     ("dpmpp-2s", {}, "DPMSolverSinglestepScheduler", {"solver_order": 2, "lower_order_final": True}, False, False),
     ("dpmpp-3s", {}, "DPMSolverSinglestepScheduler",
@@ -75,7 +75,11 @@ def pair(twin: int, steps: int, vp: int, spacing: str, prediction: str, flow: bo
         config |= VP[vp] | {"prediction_type": prediction}
         if spacing in ("karras", "exponential") and "use_karras_sigmas" in _accepted(stock_name):
             config[f"use_{spacing}_sigmas"] = True
-        elif "timestep_spacing" in _accepted(stock_name) and "timestep_spacing" not in config and spacing in ("linspace", "trailing"):
+        elif (
+            "timestep_spacing" in _accepted(stock_name)
+            and "timestep_spacing" not in config
+            and spacing in ("linspace", "trailing")
+        ):
             config["timestep_spacing"] = spacing
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

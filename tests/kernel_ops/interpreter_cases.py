@@ -1,4 +1,5 @@
-"""Cases for Triton's interpreter, one function each; run as ``TRITON_INTERPRET=1 python interpreter_cases.py <case>``."""
+"""Cases for Triton's interpreter, one function each; run as ``TRITON_INTERPRET=1 python interpreter_cases.py
+<case>``."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def linear(batch, n, k, m, dtype, strided, key):
 
 @seed(2)
 @QUICK
-@given(st.integers(1, 3), st.integers(2, 9000), st.sampled_from(["cfg", "rescale", "apg"]), st.booleans(), st.integers(0, 3),
+@given(st.integers(1, 3), st.integers(2, 9000), st.sampled_from(["cfg", "rescale", "apg"]), st.booleans(), st.integers(0, 3),  # noqa: E501
        DTYPES, st.booleans(), st.integers(0, 99))  # fmt: skip
 def guided(batch, n, guidance, second, length, dtype, strided, key):
     g = torch.Generator().manual_seed(key)

@@ -1,4 +1,5 @@
-"""Runs a case of ``interpreter_cases.py`` in a process of its own: the interpreter must be on before Triton is imported."""
+"""Runs a case of ``interpreter_cases.py`` in a process of its own: the interpreter must be on before Triton is
+imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The operations on a CPU: torch forms against the definitions, laws of the draw, dispatch, and what must not be loaded."""
+"""The operations on a CPU: torch forms against the definitions, laws of the draw, dispatch, and what must not be
+loaded."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     flat = bank | {"table": "*fp64", "step": "*i64", "n": "i32", "ancestors": "*i64"}
     apply = {"BLOCK": 1024, "CHUNKS": 64, "INTERPRET": False}
     return {
-        "linear_step K=5 M=2": (linear.linear_step_kernel, flat, {"K": 5, "M": 2, "BLOCK": 1024, "INTERPRET": False}, 4),
+        "linear_step K=5 M=2": (linear.linear_step_kernel, flat, {"K": 5, "M": 2, "BLOCK": 1024, "INTERPRET": False}, 4),  # noqa: E501
         "resample_gather K=3": (gather.resample_gather_kernel, flat, {"K": 3, "BLOCK": 1024}, 4),
         "guide_reduce": (guided.guide_reduce_kernel, guide, {"MOMENTUM": False, "BLOCK": 1024, "ITER": 4}, 4),
         "guide_reduce momentum": (guided.guide_reduce_kernel, guide, {"MOMENTUM": True, "BLOCK": 1024, "ITER": 4}, 4),
@@ -61,7 +61,7 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
         "cat_tile cfg": (cat.cat_tile_kernel, logits, row | {"CFG": True, "BLOCK": 4096}, 4),
         "cat_pick": (cat.cat_pick_kernel, logits, row | {"CFG": False, "BLOCK": 4096, "TILES": 32}, 8),
         "cat_race": (cat.cat_race_kernel, logits, row | {"CFG": False, "BLOCK": 2048}, 4),
-        "cat_race_final": (cat.cat_race_final_kernel, logits, {"V": 131072, "CFG": False, "ROWS": False, "TILES": 64}, 4),
+        "cat_race_final": (cat.cat_race_final_kernel, logits, {"V": 131072, "CFG": False, "ROWS": False, "TILES": 64}, 4),  # noqa: E501
     }  # fmt: skip
 
 
@@ -135,12 +135,12 @@ def main() -> None:
 
     print(f"# Kernels compiled ahead of time (Triton {triton.__version__}, bfloat16 tensors)\n")
     print(
-        "No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128 bits.\n"
+        "No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128 bits.\n"  # noqa: E501
     )
     print("| kernel | target | registers | spilled | shared bytes | instructions | wide loads | wide stores |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for c in compile_all():
-        print(f"| {c.kernel} | {c.target} | {c.registers} | {c.spilled} | {c.shared} | {c.instructions} | {c.wide_loads} "
+        print(f"| {c.kernel} | {c.target} | {c.registers} | {c.spilled} | {c.shared} | {c.instructions} | {c.wide_loads} "  # noqa: E501
               f"| {c.wide_stores} |")  # fmt: skip
     print("\nFrom `python -m diffsamp_kernels.ahead_of_time`.")
 

@@ -1,4 +1,5 @@
-"""The definition of the categorical draw, float64 and dense: a two-stage inverse CDF, or a race of one variate per class."""
+"""The definition of the categorical draw, float64 and dense: a two-stage inverse CDF, or a race of one variate
+per class."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def _pick(cumulative, total, target, at):
 
 @triton.jit
 def cat_pick_kernel(
-    c_ptr, u_ptr, rows_ptr, params, max_ptr, sum_ptr, seed_ptr, keys_ptr, step_ptr, token_ptr, logprob_ptr, lse_ptr, tiles,
-    V: tl.constexpr, MASK_ID: tl.constexpr, CFG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
+    c_ptr, u_ptr, rows_ptr, params, max_ptr, sum_ptr, seed_ptr, keys_ptr, step_ptr, token_ptr, logprob_ptr, lse_ptr, tiles,  # noqa: E501
+    V: tl.constexpr, MASK_ID: tl.constexpr, CFG: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,  # noqa: E501
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     if ROWS:

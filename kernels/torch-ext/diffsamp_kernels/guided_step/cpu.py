@@ -1,6 +1,7 @@
 """Guided step on a CPU: five sums (Sc, Sd, Scc, Scd, Sdd) give every guidance as alpha·c + beta·d.
 
-The sums are dot products of rows that are in cache; the rest is one linear step. Sums of half-precision inputs are float32
+The sums are dot products of rows that are in cache; the rest is one linear step. Sums of half-precision inputs are
+float32
 per row of at most 2^16 elements and float64 across.
 """
 

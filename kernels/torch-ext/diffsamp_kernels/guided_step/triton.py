@@ -62,7 +62,7 @@ def _total(part, chunks, b, column: tl.constexpr, CHUNKS: tl.constexpr):
 
 @triton.jit
 def guide_apply_kernel(
-    c_ptr, u_ptr, x_ptr, m_ptr, h1_ptr, h2_ptr, h3_ptr, y_ptr, x0_ptr, buffer_ptr, second_ptr, part, coef, step, n, chunks,
+    c_ptr, u_ptr, x_ptr, m_ptr, h1_ptr, h2_ptr, h3_ptr, y_ptr, x0_ptr, buffer_ptr, second_ptr, part, coef, step, n, chunks,  # noqa: E501
     KIND: tl.constexpr, MOMENTUM: tl.constexpr, HISTORY: tl.constexpr, SECOND: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip

@@ -1,7 +1,8 @@
 """Linear step on a CPU.
 
 ``combine(rows, tensors, outs=None) -> tuple of tensors``: rows are lists of Python floats, one per tensor; terms of
-weight zero cost nothing (and their tensors are not read). Float32 and float64 stay as they are, half types are summed in
+weight zero cost nothing (and their tensors are not read). Float32 and float64 stay as they are, half types are
+summed in
 float32 and rounded once. ``outs`` are written in place and must not share memory with ``tensors``.
 
 The first two terms go in one pass by an outer product with a vector of one element, the only operation of torch with
