@@ -34,7 +34,7 @@ CASES = {
         cfg(3.0),
         [
             Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.4, 0.4, 0.25]),
-            Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.8]),
+            Mixture([0.35, 0.3, 0.35], [-2, 0, 2], [0.5, 0.5, 0.87]),
         ],
         (0.15, 0.2, 0.02),
         (0.4, 0, 0.09),
@@ -128,12 +128,13 @@ def test_gathered_history_keeps_a_second_order_solver_right():
     def bias(broken):
         plan = diffsamp.solver("sde-dpmpp-2m", lower_order_final=False)(process, karras(process, 20))
         x, generator = start(plan, 16 * 256, 0)
-        corrector = Broken(target, 256, 0.9, rule="left") if broken else Corrector(target, 256, 0.9, rule="left")
+        corrector = Broken(target, 256, 1.0, rule="left") if broken else Corrector(target, 256, 1.0, rule="left")
         result = corrector.run(plan, denoiser(experts), x, generator=generator)
         return abs(estimates(result, 1.0, 16).mean(0)[0] - exact[0])
 
-    assert bias(False) < 0.6
-    assert bias(True) > 1.5 * bias(False) + 0.3
+    right, wrong = bias(False), bias(True)
+    assert right < 0.3, (right, wrong)
+    assert wrong > 0.3 and wrong > 2 * right, (right, wrong)
 
 
 class Broken(Corrector):
