@@ -76,13 +76,16 @@ def test_apg_in_a_pipeline_equals_a_loop_by_hand(name):
 @pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda kind: kind.__name__)
 def test_schedulers_cfg_equals_the_pipeline_and_apg_a_loop_by_hand(scheduler):
     pipe, call = sd_with(scheduler(**VP_CONFIG))
+    if scheduler is HeunDiscreteScheduler:
+        # Eight evaluations of a random network amplify the rounding of fp32; the mathematics is compared in float64.
+        pipe.to(dtype=torch.float64)
+        call = {key: value.double() if torch.is_tensor(value) else value for key, value in call.items()}
     plain = run(pipe, call)
     expected = hand_loop(pipe, call, scale=5.0, **APG_OPTIONS, two_calls=False)
     attach(pipe, "apg", eta=1.0, momentum=0.0)  # CFG by way of x0 and back
     assert relative(run(pipe, call), plain) <= 1e-5
     hook = attach(pipe, "apg", **APG_OPTIONS)
-    # Heun's eight evaluations in fp32 amplify the last bit in which alphas_cumprod and sigmas differ.
-    assert relative(run(pipe, call), expected) <= (1e-5 if scheduler is HeunDiscreteScheduler else 1e-6)
+    assert relative(run(pipe, call), expected) <= 1e-6
     assert hook.state.step == 4  # once per step, also where a step takes two evaluations
     detach(pipe)
     assert torch.equal(run(pipe, call), plain)
