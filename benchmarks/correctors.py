@@ -9,8 +9,8 @@
 3. Pictures of annealed classes and of products of classes.
 4. The cost of weights and resampling as a share of a step at 16 particles.
 
-Without --quick the table, the figures and the plot in benchmarks/results/ are written again. Fréchet distances of so few
-pictures are biased upwards by far more than their differences mean; compare only numbers of equal n.
+Without --quick the table, the figures and the plot in benchmarks/results/ are written again. Fréchet distances of so
+few pictures are biased upwards by far more than their differences mean; compare only numbers of equal n.
 """
 
 from __future__ import annotations
@@ -193,24 +193,27 @@ def table(found: dict[str, Any]) -> str:
     """The results as markdown."""
     lines = [
         "# Correctors on the embedded model", "",
-        f"{found['machine']}, torch {found['torch']}, one thread; {SOLVER}, {STEPS} steps, ESS threshold {ESS}; weights "
-        f"of the model {found['model'][:12]}.",
+        f"{found['machine']}, torch {found['torch']}, one thread; {SOLVER}, {STEPS} steps, ESS threshold {ESS}; "
+        f"weights of the model {found['model'][:12]}.",
         "Fréchet distances of so few pictures are biased upwards; compare only equal n.", "",
         f"## Guidance scale {SCALE:g}", "",
-        "| | pictures | network calls each | class accuracy | log p(class) | Fréchet distance |", "|---|---|---|---|---|---|",
+        "| | pictures | network calls each | class accuracy | log p(class) | Fréchet distance |",
+        "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in found["guided"]:
         lines.append(f"| {r['name']} | {r['n']} | {r['calls']} | {r['accuracy']:.3f} | {r['log_p']:.3f} | "
                      f"{r['frechet']:.2f} |")  # fmt: skip
-    lines += ["", f"Lowest mean ESS over steps: {min(found['ess_by_step']):.2f} of K.", "", "## Steering by the classifier",
-              "", "| | K | pictures | calls each | class accuracy | log p(class) | Fréchet distance |",
+    lines += ["", f"Lowest mean ESS over steps: {min(found['ess_by_step']):.2f} of K.", "",
+              "## Steering by the classifier", "",
+              "| | K | pictures | calls each | class accuracy | log p(class) | Fréchet distance |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
     for r in found["scaling"]:
         lines.append(f"| {r['name']} | {r['particles']} | {r['n']} | {r['calls']} | {r['accuracy']:.3f} | "
                      f"{r['log_p']:.3f} | {r['frechet']:.2f} |")  # fmt: skip
     o = found["overhead"]
     lines += ["", "## Cost at 16 particles", "",
-              f"Weights and resampling at every step: {o['corrector_ms']:.2f} ms beside {o['network_ms']:.1f} ms of network, "
+              f"Weights and resampling at every step: {o['corrector_ms']:.2f} ms beside {o['network_ms']:.1f} ms of "
+              f"network, "
               f"{100 * o['share']:.1f} % of a step.", "", "## Lowest ESS of the pictures, share of K", "",
               ", ".join(f"{k}: {v:.2f}" for k, v in found["lowest_ess"].items())]  # fmt: skip
     return "\n".join(lines) + "\n"

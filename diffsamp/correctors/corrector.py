@@ -23,7 +23,7 @@ from . import weights as lw
 from .distributed import Alone
 from .potentials import Potential, Steering, Tilt, Twist, evaluate
 from .resampling import scheme
-from .spans import require_noise, spans
+from .spans import power_gains, require_noise, spans
 from .targets import Target
 
 CHOICES = ("draw", "best", "all")
@@ -272,7 +272,10 @@ class Corrector:
                 pending = pending + (0.5 * (start - stop) / s * (start + stop) / s if math.isfinite(s) else 0.0) * rate
                 opened = None
             state = replace(state, since=start)
-        shift = None
+        shift, spread = None, 1.0
+        if self.target is not None and self.target.total != 1.0 and span.churn > 0.0:
+            drift, spread = power_gains(self.target.total, span.stop / span.start, span.churn)
+            mixed = self.target.mix(outputs, x, row.level, drift)
         if isinstance(self.potential, Tilt):
             if extra is None:
                 extra = evaluate(self.potential.reward, x / row.level.alpha, True)
@@ -280,10 +283,12 @@ class Corrector:
             mixed = mixed + (s * s * self.potential.beta(s) * z / (1.0 + z)) * extra[1]
         elif isinstance(self.potential, Twist) and row.advance.noise != 0.0:
             assert extra is not None and fresh is not None and pending is not None
-            level, c = row.level, row.advance.noise
+            level, c = row.level, row.advance.noise * spread
             gain = self.potential.scale * level.alpha / (level.alpha**2 + level.sigma**2)
             shift = (c * c * gain) * extra[1].to(x.dtype)
             pending = pending - _dot(shift, fresh.to(x.dtype)) / c - _dot(shift, shift) / (2.0 * c * c)
+        if spread != 1.0 and fresh is not None:
+            fresh = fresh * spread
         run = engine.step(plan, state.run, mixed, fresh, prediction="sample")
         if shift is not None:
             # Beside the recurrence: the history holds the sampler's own outputs, so its law given the past is known.

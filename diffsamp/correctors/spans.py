@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..errors import DiffsampError
@@ -54,6 +55,26 @@ def _churn(plan: Plan, row, start: float, stop: float) -> float:
         share = -share / s
     part = 1.0 - (stop / s) ** 2
     return max(2.0 * share / part - 1.0, 0.0) if part > 0 else 0.0
+
+
+def power_gains(total: float, ratio: float, churn: float) -> tuple[float, float]:
+    """(drift, noise) gains of a step to ``ratio``·s for a target of total power B, relative to B = 1.
+
+    With x0 held the mixed score is B·(x0 − xt)/s², whose solution decays by ratio^((1+z)·B) and gathers the variance
+    of such a process. Multiplying the drift of a kernel made for B = 1 by B instead overshoots (and blows up)
+    where a step is long; both agree to first order in short steps, where the gains are B and 1.
+    """
+    p = 1.0 + churn
+    if ratio <= 0.0:
+        return 1.0, 1.0
+    log = math.log(ratio)
+    drift = math.expm1(p * total * log) / math.expm1(p * log)
+    return drift, math.sqrt(_spread(p * total - 1.0, log) / _spread(p - 1.0, log))
+
+
+def _spread(q: float, log_ratio: float) -> float:
+    """(1 − ratio^(2q))/q, continued to q = 0."""
+    return -2.0 * log_ratio if abs(q) < 1e-9 else -math.expm1(2.0 * q * log_ratio) / q
 
 
 def require_noise(plan: Plan) -> None:

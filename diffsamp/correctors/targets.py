@@ -58,13 +58,21 @@ class Target:
         """One prediction to the power 1: the plain sampler, no weights."""
         return sorted(b for b in self.powers if b != 0.0) == [1.0]
 
-    def mix(self, x0: Sequence[torch.Tensor], x: torch.Tensor, level: Level) -> torch.Tensor:
-        """The x0 prediction whose score is Σ b_i s_i: Σ b_i x0_i + (1 − B)·x/alpha, shape of ``x``."""
+    def mix(
+        self, x0: Sequence[torch.Tensor], x: torch.Tensor, level: Level, gain: float | None = None
+    ) -> torch.Tensor:
+        """The x0 prediction whose score is Σ b_i s_i: Σ b_i x0_i + (1 − B)·x/alpha, shape of ``x``.
+
+        ``gain`` takes the place of B, with the mean Σ b_i x0_i/B as it is: how far a long step goes towards it.
+        """
         used = [(b, d) for b, d in zip(self.powers, x0, strict=True) if b != 0.0]
         total = used[0][1] if used[0][0] == 1.0 else used[0][1] * used[0][0]
         for b, d in used[1:]:
             total = torch.add(total, d, alpha=b)
-        return total if self.total == 1.0 else torch.add(total, x, alpha=(1.0 - self.total) / level.alpha)
+        if self.total == 1.0:
+            return total
+        gain = self.total if gain is None else gain
+        return torch.add(total * (gain / self.total), x, alpha=(1.0 - gain) / level.alpha)
 
     def rate(self, x0: Sequence[torch.Tensor], x: torch.Tensor, level: Level) -> torch.Tensor:
         """Q = |Σ b eps_i|² − Σ b|eps_i|², float64 of shape (batch,).

@@ -79,7 +79,7 @@ def estimates(result, alpha, groups):
     return np.stack([mean, (w * (x - mean[:, None]) ** 2).sum(1), (w * (x > 0)).sum(1)], 1)
 
 
-def run_biases(corrector, experts, powers, process, *, n=200, groups=32, bare_groups=8, z=2.0, plan=None, extra=None):
+def run_biases(corrector, experts, powers, process, *, n=200, groups=64, bare_groups=16, z=2.0, plan=None, extra=None):
     """(bias of the corrected run, bias of the drift alone) of mean, variance and mass above 0, against quadrature."""
     plan = plan or diffsamp.correctors.euler_maruyama(process, karras(process, n), z=z)
     made = []

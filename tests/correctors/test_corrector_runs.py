@@ -61,6 +61,22 @@ def test_one_particle_gives_plain_guidance_to_the_bit():
     assert torch.equal(result.samples, plain)
 
 
+@pytest.mark.parametrize("beta", [0.5, 1.5, 3.0])
+def test_long_first_step_of_an_annealed_run_stays_on_the_scale_of_the_data(beta):
+    # A trailing grid starts at sigma/alpha in the thousands; a drift of B times the base overshoots by (1 - B) of it.
+    process = process_of("ve")
+    grid = diffsamp.Grid(process, tuple(process.level(s) for s in (4000.0, 6.0, 3.0, 1.5, 0.7, 0.3, 0.1, 0.0)))
+    plan = diffsamp.solver("sde-dpmpp-2m")(process, grid)
+    generator = torch.Generator().manual_seed(0)
+    x = 4000.0 * torch.randn(64, 50, generator=generator, dtype=torch.float64)
+
+    def unit_gaussian(x, level):
+        return x / (1 + level.sigma**2)
+
+    result = Corrector(annealed(beta), 8).run(plan, unit_gaussian, x, generator=generator)
+    assert 0.3 < float(result.samples.std()) < 2.5
+
+
 def test_groups_are_independent_and_permute_with_their_seeds():
     plan, corrector = plan_of(), Corrector(cfg(4.0), 6, 0.9)
     x, _ = begin(plan, [5, 6, 7], 6)

@@ -66,7 +66,7 @@ def test_other_processes_reach_the_same_target(kind, name):
 def test_unweighted_annealing_has_the_closed_limit_of_its_drift(z):
     # v·z/(beta(1 + z) − 1): proves the kernel, not the weights. 20,000 samples: standard error below .003.
     process = process_of("ve")
-    plan = euler_maruyama(process, karras(process, 400), z=z)
+    plan = euler_maruyama(process, karras(process, 800), z=z)
     x, generator = start(plan, 20_000, 1)
     bare = Corrector(annealed(3.0), 2, window=(1e9, 2e9))
     found = bare.run(plan, denoiser([gauss(0, 1)]), x, generator=generator).samples
