@@ -117,6 +117,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         solver_options: dict[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
+        if solver is None:
+            self.register_to_config(solver=self.solver_name)
         self.process = self._make_process()
         self.solver: Solver = self._make_solver()
         self._flow_shift = float(shift)
@@ -184,6 +186,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         changed after construction are kept."""
         if isinstance(config, dict):
             config = recognise(config)
+            # Another solver's name and options are not ours, though its process and grid are.
+            named = config.get("solver")
+            if named and solver(named).info.name != cls.solver_name:
+                config = {k: v for k, v in config.items() if k not in ("solver", "solver_options")}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     @classmethod

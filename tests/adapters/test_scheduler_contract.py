@@ -261,3 +261,13 @@ def test_clip_sample_wraps_the_prediction():
     for t in scheduler.timesteps:
         x = scheduler.step(torch.full_like(x, 9.0), t, x).prev_sample
     torch.testing.assert_close(x, torch.ones_like(x))
+
+
+def test_a_solver_of_ours_keeps_the_name_or_options_of_another_s_config():
+    first = diffsamp.UniPCScheduler(solver_options={"order": 3}, beta_schedule="scaled_linear")
+    second = diffsamp.DPMPP2MScheduler.from_config(first.config)
+    assert second.solver.name == "dpmpp-2m" and second.config.beta_schedule == "scaled_linear"
+    named = diffsamp.UniPCScheduler.from_config(second.config, solver="unipc:order=1")
+    assert named.solver.name == "unipc:order=1"
+    assert diffsamp.DPMPP2MScheduler.from_config(named.config).solver.name == "dpmpp-2m"
+    assert diffsamp.UniPCScheduler.from_config(first.config).solver.options == (("order", 3),)
