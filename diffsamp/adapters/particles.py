@@ -227,9 +227,10 @@ class Particles:
             base = edited if state.run.committed is state.run.input else state.run.base
             state = replace(state, run=replace(state.run, input=edited, committed=base))
         plan = scheduler._plan_from(scheduler._start)
-        row = plan.rows[state.run.index]
+        row, run = plan.rows[state.run.index], self._state
+        assert run is not None
         state = corrector.step(
-            plan, state, outputs, lambda i: scheduler._noise(self._state.run, row, generator),
+            plan, state, outputs, lambda i: scheduler._noise(run.run, row, generator),
             lambda i: rng.uniform(self._heads, (2 * corrector.particles,), i, stream=_RESAMPLING_STREAM),
             prediction=scheduler.prediction,
         )  # fmt: skip
@@ -256,7 +257,7 @@ def class_denoiser(pipe: Any, *labels: int | None) -> Callable[..., Any]:
 
     The predictions come from one network call; their type is ``pipe.scheduler.config.prediction_type``.
     """
-    numbers = [pipe.config.null_class if label is None else int(label) for label in labels]
+    numbers: list[int] = [int(pipe.config.null_class) if label is None else int(label) for label in labels]
 
     @torch.no_grad()
     def denoise(x: torch.Tensor, level: Any) -> tuple[torch.Tensor, ...]:

@@ -237,6 +237,7 @@ class Corrector:
         index = state.run.index
         row, span = plan.rows[index], spans(plan)[index]
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
+        extra: Any = None
         if len(outputs) != self.conditions:
             raise DiffsampError(
                 f"denoiser: returned {len(outputs)} predictions; {self.target.name if self.target else 'this'} "
@@ -246,9 +247,7 @@ class Corrector:
             outputs = self._x0(plan, state.run, row.level, outputs, prediction)
             prediction = "sample"
             state, outputs, extra = self._close(plan, state, outputs, row, span, uniforms)
-        else:
-            extra = None
-        fresh = (noise(index) if callable(noise) else noise) if row.uses_noise else None
+        fresh: Any = (noise(index) if callable(noise) else noise) if row.uses_noise else None
         x = state.run.input
         if self.plain:
             used = 0 if self.target is None else [b != 0.0 for b in self.target.powers].index(True)
@@ -328,9 +327,11 @@ class Corrector:
             last += 1
         return table[index].start, table[last].stop
 
-    def _close(self, plan, state, outputs, row, span, uniforms):
+    def _close(
+        self, plan: Plan, state: State, outputs: Any, row: Any, span: Any, uniforms: Any
+    ) -> tuple[State, Any, Any]:
         x, level = state.run.input, row.level
-        extra = None
+        extra: Any = None
         if isinstance(self.potential, Tilt) and span.opens:
             extra = evaluate(self.potential.reward, x / level.alpha, True)
         elif isinstance(self.potential, Steering | Twist) and span.opens:
@@ -367,9 +368,12 @@ class Corrector:
         pending = state.pending if state.pending is not None else torch.zeros_like(due)
         return replace(state, pending=pending + due, paid=state.paid + due, peak=peak)
 
-    def _settle(self, plan, state: State, row: int, where: float, uniforms, moved: Sequence[torch.Tensor] = ()):
+    def _settle(
+        self, plan: Plan, state: State, row: int, where: float, uniforms: Any, moved: Any = ()
+    ) -> tuple[State, list[torch.Tensor]]:
         """Add the open increments to the log-weights, and resample the groups that need it."""
         groups, particles = state.log_weights.shape
+        assert state.pending is not None
         pending = self.shard.collect(state.pending).cpu().numpy().reshape(groups, particles)
         used = pending
         if not self.window[0] <= state.since <= self.window[1]:
@@ -384,7 +388,7 @@ class Corrector:
         ancestors = np.broadcast_to(np.arange(particles), (groups, particles)).copy()
         log_z, roots, run = state.log_z, state.roots, state.run
         paid, peak, moved = state.paid, state.peak, list(moved)
-        if due.any():
+        if due.any() and uniforms is not None:
             ancestors[due] = scheme(self.resampling)(lw.normalise(log_weights[due]), uniforms(row)[due])
             log_z = log_z + np.where(due, lw.log_mean(log_weights), 0.0)
             log_weights = np.where(due[:, None], 0.0, log_weights)
@@ -487,7 +491,7 @@ class Corrector:
             parts.append((found,) if isinstance(found, torch.Tensor) else tuple(found))
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
 
-    def _randomness(self, plan, x, groups, share, seeds, generator):
+    def _randomness(self, plan: Plan, x: torch.Tensor, groups: int, share: slice, seeds: Any, generator: Any) -> Any:
         shape, dtype = x.shape[1:], engine.working_dtype(x.dtype)
         if seeds is None and generator is None:
             seeds = torch.randint(0, 2**62, (groups,)).tolist()
@@ -502,7 +506,7 @@ class Corrector:
             )
         if not isinstance(generator, torch.Generator):
             raise DiffsampError("generator: a corrector takes one torch.Generator, or seeds")
-        g = generator
+        g: torch.Generator = generator
         return (
             lambda i: torch.randn(x.shape, generator=g, device=g.device, dtype=dtype).to(x.device)[share],
             lambda i: torch.rand((groups, 2 * self.particles), generator=g, device=g.device, dtype=torch.float64)

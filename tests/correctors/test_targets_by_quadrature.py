@@ -80,7 +80,7 @@ def test_reward_tilt_moves_the_mean_to_its_closed_form_and_the_gradient_alone_do
     corrector = Corrector(None, 512, 0.9, potential=tilt, rule="trapezoid")
     corrected, bare = run_biases(corrector, [q], (1.0,), process, groups=24, extra=lambda x: x)
     assert abs(corrected[0]) < 0.06, corrected
-    assert abs(bare[0]) > 0.5, bare
+    assert abs(bare[0]) > 1.0, bare
 
 
 def test_heun_with_churn_counts_the_net_move():
@@ -94,7 +94,7 @@ def test_heun_with_churn_counts_the_net_move():
     exact = moments([cond, uncond], target.powers, plan.last_level.noise_to_signal)
     net = estimates(result, 1.0, 24).mean(0)
     assert abs(net[0] - exact[0]) < 0.08, (net, exact)
-    assert abs(_unsigned(plan, target, [cond, uncond]) - exact[0]) > 0.2
+    assert abs(_unsigned(plan, target, [cond, uncond]) - exact[0]) > 0.25
 
 
 def _unsigned(plan, target, experts):
