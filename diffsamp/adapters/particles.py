@@ -156,7 +156,7 @@ class Particles:
         scheduler = self.scheduler
         if scheduler._step_index is None:
             scheduler._init_step_index(timestep)
-        scheduler._start = min(scheduler._step_index, len(scheduler.plan) - 1)
+        scheduler._start = min(scheduler._step_index or 0, len(scheduler.plan) - 1)
         recipe = self.recipe
         if isinstance(recipe, Recipe) and recipe.open is not None:
             if predictions == 1:  # the pipeline runs without guidance: w = 1
