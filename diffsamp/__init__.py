@@ -28,6 +28,7 @@ _NAMES = {
     "register": "adapters.use",
     "load": "models",
     "ClassConditionalPipeline": "models.pipeline",
+    "fkc": "correctors",
     "MaskedLM": "masked",
     "MaskedScheduler": "masked",
     "sample_categorical": "masked",
