@@ -79,7 +79,8 @@ def write_chunk(root: Path, index: int, arrays: dict[str, np.ndarray]) -> str:
     """Write chunk `index` and return its hash."""
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     digest = content_hash(arrays)
-    write_whole(chunk_path(root, index), save(arrays, {"sha256": digest, "chunk": str(index)}))
+    # One key: safetensors writes several in no fixed order, and equal chunks must be equal bytes.
+    write_whole(chunk_path(root, index), save(arrays, {"chunk": f"{index} {digest}"}))
     return digest
 
 
@@ -95,6 +96,6 @@ def read_chunk(root: Path, index: int) -> tuple[dict[str, np.ndarray], str]:
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptChunk(f"chunk {index} is unreadable: {path} ({error})") from None
     digest = content_hash(arrays)
-    if digest != facts.get("sha256") or facts.get("chunk") != str(index):
+    if facts.get("chunk") != f"{index} {digest}":
         raise CorruptChunk(f"chunk {index} does not match its hash: {path}")
     return arrays, digest
