@@ -391,7 +391,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if self._grid is None:
             # Training: any time of the process.
             levels = [self.process.level_at(float(t)) for t in torch.as_tensor(timesteps).flatten()]
-        elif self._begin_index is None and self._step_index is None or self._begin_index is None:
+        elif self._begin_index is None:
             levels = [self._level_at(self.index_for_timestep(t)) for t in torch.as_tensor(timesteps).flatten()]
         else:
             at = self._begin_index if self._step_index is None else self._step_index
