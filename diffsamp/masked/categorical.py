@@ -19,6 +19,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from diffsamp_kernels.categorical import sample_categorical as kernel_categorical
+from diffsamp_kernels.categorical.cpu import two_level
+from diffsamp_kernels.dispatch import choose
 from torch import Tensor
 
 from diffsamp.errors import DiffsampError
@@ -101,8 +104,8 @@ def draw(
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=rows.device)
     plain = top_k is None and top_p is None
-    if precision == "safe" and plain and temperature > 0 and rows.is_cuda:
-        tokens = _kernel_draw(rows, source, temperature, mask_id)
+    if precision == "safe" and plain and temperature > 0 and (backend := kernel_backend(rows)) is not None:
+        tokens = _kernel_draw(rows, source, temperature, mask_id, backend)
         if tokens is not None:
             return tokens
     u = source((count, 2 if precision == "safe" else width)) if temperature > 0 else None
@@ -115,7 +118,8 @@ def draw(
         if u is None:
             tokens[part] = logits.argmax(-1)
         elif precision == "safe":
-            tokens[part] = _inverse_cdf(_weights(logits), u[part].to(rows.device, torch.float64))
+            tile = 1 << max(6, (width.bit_length() + 1) // 2)
+            tokens[part], _ = two_level(_weights(logits), u[part].to(rows.device, torch.float64), tile)
         else:
             dtype = torch.float32 if precision == "fp32" else torch.float64
             tokens[part] = _race(logits.softmax(-1, dtype=dtype), u[part].to(rows.device, dtype))
@@ -144,53 +148,28 @@ def _weights(logits: Tensor) -> Tensor:
     return (wide - wide.amax(-1, keepdim=True)).exp_()
 
 
-def _inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """Two-level inverse CDF of unnormalised weights (R, V) at uniforms (R, 2)."""
-    count, width = weights.shape
-    if width <= 64:
-        return _pick(weights.to(torch.float64).cumsum_(-1), u[:, :1])
-    tile = 1 << max(5, (width.bit_length() + 1) // 2)
-    tiles = width // tile
-    sums = weights.new_empty((count, tiles + (width % tile > 0)), dtype=torch.float64)
-    sums[:, :tiles] = weights[:, : tiles * tile].unflatten(1, (tiles, tile)).sum(-1)
-    if width % tile:
-        sums[:, tiles] = weights[:, tiles * tile :].sum(-1)
-    start = _pick(sums.cumsum_(-1), u[:, :1]) * tile
-    index = start[:, None] + torch.arange(tile, device=weights.device)
-    inside = weights.gather(1, index.clamp_max(width - 1)).to(torch.float64)
-    inside[index >= width] = 0.0
-    return start + _pick(inside.cumsum_(-1), u[:, 1:])
-
-
-def _pick(cumulative: Tensor, u: Tensor) -> Tensor:
-    """First index whose running total exceeds u * total, never one of zero weight (also at u = 0 and u = 1)."""
-    total = cumulative[:, -1:].contiguous()
-    chosen = torch.searchsorted(cumulative, u * total, right=True)
-    return torch.minimum(chosen, torch.searchsorted(cumulative, total, right=False)).squeeze(1)
-
-
 def _race(p: Tensor, u: Tensor) -> Tensor:
     """argmax of p / E, E = -log(u); a class of zero weight cannot win, whatever u is."""
     key = p / u.log().abs()  # abs: at u = 1 the negative would be -0 and the quotient -inf
     return torch.where(p > 0, key, -1.0).argmax(-1)
 
 
-def _kernel_draw(rows: Tensor, source: UniformSource, temperature: float, mask_id: int | None) -> Tensor | None:
-    """The Triton draw of `diffsamp_kernels` on a GPU where both are installed, else None.
+def kernel_backend(rows: Tensor) -> str | None:
+    """The backend of `diffsamp_kernels` that draws these rows in one kernel, or None for the way through torch."""
+    if rows.dtype == torch.float64 or choose(None, rows) != "triton":
+        return None
+    return "triton"
 
-    Its noise comes from Philox keyed by row; the keys are 53 bits of `source`, so seeds keep their meaning. Rows that
-    are not plain (NaN, infinite, or empty) make the log-sum-exp not finite and go the slower way, which names them.
+
+def _kernel_draw(
+    rows: Tensor, source: UniformSource, temperature: float, mask_id: int | None, backend: str
+) -> Tensor | None:
+    """Tokens (R,) by the kernel, or None where a row is not plain.
+
+    Its noise comes from Philox keyed by row; the keys are 53 bits of `source`, so a row's token still depends on its
+    seed and on nothing else of the batch. Rows with NaN, plus infinity or no class at all make the log-sum-exp not
+    finite and go the slower way, which names them or takes their limit.
     """
-    if rows.dtype == torch.float64:
-        return None
-    try:
-        from diffsamp_kernels.categorical import sample_categorical as kernel
-        from diffsamp_kernels.dispatch import choose
-
-        if choose(None, rows) != "triton":
-            return None
-    except ImportError:
-        return None
     keys = (source((rows.shape[0], 2))[:, 0].to(torch.float64) * 2.0**53).to(torch.int64).to(rows.device)
-    result = kernel(rows, seed=0, keys=keys, temperature=temperature, mask_id=mask_id)
+    result = kernel_categorical(rows, seed=0, keys=keys, temperature=temperature, mask_id=mask_id, backend=backend)
     return result.tokens if bool((result.lse.isfinite() & (result.tokens >= 0)).all()) else None

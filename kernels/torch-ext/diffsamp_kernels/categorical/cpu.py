@@ -1,7 +1,8 @@
 """The categorical draw on a CPU: softmax in float32 while a few rows are in cache, tile sums, two uniforms per row.
 
-``draw_rows(logits, uniforms) -> (tokens, logprob, lse)`` is the algorithm: logits (R, V), uniforms (R, 2) float64 of 53
-bits. Sums over tiles and inside the chosen tile are float64; a class of probability p is drawn with p(1 + O(1e-6)).
+``two_level(weights, uniforms)`` is the algorithm and ``draw_rows(logits, uniforms) -> (tokens, logprob, lse)`` its use
+on logits (R, V), uniforms (R, 2) being float64 of 53 bits. Sums over tiles and inside the chosen tile are float64; a
+class of probability p is drawn with p(1 + O(1e-6)).
 """
 
 from __future__ import annotations
@@ -17,35 +18,50 @@ from .philox import row_uniforms
 _CHUNK = 1 << 18  # classes handled at a time
 
 
+def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse CDF of unnormalised weights in two stages; the second uniform alone where one tile holds all classes.
+
+    Args:
+        weights: (R, V) of float32 or float64, on any device. uniforms: (R, 2) float64 in [0, 1], same device.
+        tile: classes in a tile; the law does not depend on it, the class that a uniform names does.
+
+    Returns:
+        Classes, int64 (R,), never one of weight zero if the row has another; float64 totals (R, 1).
+    """
+    count, width = weights.shape
+    if width <= tile:
+        running = weights.cumsum(1, dtype=torch.float64)
+        return pick(running, uniforms[:, 1:]).squeeze(1), running[:, -1:]
+    tiles, rest = width // tile, width % tile
+    sums = weights.new_empty((count, tiles + (rest > 0)), dtype=torch.float64)
+    sums[:, :tiles] = weights[:, : tiles * tile].unflatten(1, (tiles, tile)).sum(-1)
+    if rest:
+        sums[:, tiles] = weights[:, tiles * tile :].sum(1)
+    running = sums.cumsum_(1)
+    chosen = pick(running, uniforms[:, :1]).clamp_max_(running.shape[1] - 1)  # a row with NaN stays inside
+    start = chosen * tile
+    if rest:
+        index = start + torch.arange(tile, device=weights.device)
+        inside = weights.gather(1, index.clamp_max(width - 1)).double()
+        inside.masked_fill_(index >= width, 0.0)
+    else:
+        line = torch.arange(count, device=weights.device) * tiles + chosen.squeeze(1)
+        inside = weights.reshape(-1, tile).index_select(0, line).double()
+    return (start + pick(inside.cumsum_(1), uniforms[:, 1:])).squeeze(1), running[:, -1:]
+
+
 def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One token per row; logits are scaled already and nothing is checked."""
     count, width = logits.shape
     tokens = torch.empty(count, dtype=torch.int64)
     logprob, lse = torch.empty(count), torch.empty(count)
     rows = max(1, _CHUNK // width)
-    tiles, rest = width // TILE, width % TILE
-    inside = torch.arange(TILE)
     for first in range(0, count, rows):
         part = slice(first, min(count, first + rows))
         p = logits[part].softmax(1, dtype=torch.float32)
-        sums = p.new_empty((p.shape[0], tiles + (rest > 0)), dtype=torch.float64)
-        sums[:, :tiles] = p[:, : tiles * TILE].unflatten(1, (tiles, TILE)).sum(-1)
-        if rest:
-            sums[:, tiles] = p[:, tiles * TILE :].sum(1)
-        u = uniforms[part]
-        running = sums.cumsum_(1)
-        tile = pick(running, u[:, :1])
-        start = tile * TILE
-        if rest:
-            index = start + inside
-            weights = p.gather(1, index.clamp_max(width - 1)).double()
-            weights.masked_fill_(index >= width, 0.0)
-        else:
-            line = torch.arange(p.shape[0]) * tiles + tile.squeeze(1)
-            weights = p.view(-1, TILE).index_select(0, line).double()
-        token = start + pick(weights.cumsum_(1), u[:, 1:])
-        tokens[part] = token.squeeze(1)
-        chosen = p.gather(1, token.clamp_max(width - 1)).double() / running[:, -1:]
+        token, total = two_level(p, uniforms[part])
+        tokens[part] = token
+        chosen = p.gather(1, token.clamp_max(width - 1)[:, None]).double() / total
         logprob[part] = chosen.log_().squeeze(1).float()
     token = tokens.clamp(0, width - 1)[:, None]
     lse = logits.gather(1, token).squeeze(1).float() - logprob
