@@ -36,6 +36,9 @@ def bench(
     reference: Annotated[str, typer.Option(help="embedded, a folder of pictures, .npz or .safetensors.")] = "embedded",
     samples_from: Annotated[str, typer.Option(help="solver@calls that the trajectory error is against.")] = "unipc@50",
     grid: Annotated[str | None, typer.Option(help="Grid of the registry's solvers, by name.")] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Folder of calibrated ratios for dc(...), in place of those that ship.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="auto, local, torch (torchrun, accelerate) or shared.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of this process; pictures are repeatable for equal threads.")] =
     1, device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
@@ -55,8 +58,8 @@ def bench(
         out, model=model, solvers=split(solvers), nfe=numbers(nfe), guidance_scale=scales(guidance_scale), n=n,
         seed=seed, chunk=chunk, metrics=[m.strip() for m in metrics.split(",") if m.strip()], protocol=protocol,
         extractor=extractor, resize=resize, feature_weights=feature_weights, reference=reference,
-        samples_from=samples_from, grid=grid, engine=engine, threads=threads, device=device, keep=keep,
-        prompts=lines(prompts),
+        samples_from=samples_from, grid=grid, artifacts=artifacts, engine=engine, threads=threads,
+        device=device, keep=keep, prompts=lines(prompts),
     )  # fmt: skip
     resolve(engine)
     cells = job.cells()

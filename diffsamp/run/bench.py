@@ -26,7 +26,11 @@ Told = Callable[[Cell, int, int], None]
 
 @dataclass
 class Bench:
-    """What is asked of a benchmark; `samples_from` is the trajectory error's reference, as solver@calls."""
+    """What is asked of a benchmark.
+
+    `samples_from` is the trajectory error's reference, as solver@calls; `artifacts` is a folder of calibrated ratios in
+    place of those that ship; `chosen` are cells to run in place of the whole matrix.
+    """
 
     root: Path
     model: str = "fashion"
@@ -51,11 +55,15 @@ class Bench:
     keep_all: bool = False
     prompts: Sequence[str] = ()
     replicates: int = 50
+    artifacts: str | None = None
+    chosen: Sequence[Cell] = ()
     warnings: list[str] = field(default_factory=list)
 
     def cells(self) -> list[Cell]:
         """The cells in the order in which they are run."""
-        return matrix(self.solvers, self.nfe, self.guidance_scale)
+        for cell in self.chosen:
+            matrix([cell.solver], [cell.nfe], [cell.guidance_scale])  # refuses what cannot be run
+        return list(self.chosen) or matrix(self.solvers, self.nfe, self.guidance_scale)
 
     def run(self, told: Told | None = None) -> dict[str, Any]:
         """Run or resume all cells, measure them, write results.json, and return what it holds."""
@@ -69,10 +77,12 @@ class Bench:
         )
         real = reference(self.reference, features)
         runner = _Runner(self, features, told)
+        for cell in cells:
+            runner.prepare(cell)  # what cannot be run is refused before hours of what can
         found = [(cell, *runner.run(cell)) for cell in cells]
         paths: dict[Any, np.ndarray] = {}
         if "trajectory" in wanted:
-            for scale in self.guidance_scale:
+            for scale in dict.fromkeys(cell.guidance_scale for cell in cells):
                 paths[scale] = runner.run(self._reference_cell(scale))[0].arrays["samples"]
         return self._write(protocol, features, real, wanted, found, paths, runner.fingerprint)
 
@@ -133,16 +143,29 @@ class _Runner:
         self.config = dict(self.pipe.scheduler.config)
         self.config["_class_name"] = type(self.pipe.scheduler).__name__
 
-    def run(self, cell: Cell) -> tuple[RunResult, int]:
-        """The result of a cell and its network calls per picture."""
-        from diffsamp.run.pipelines import PipelineGenerator, set_solver, steps_for
+    def prepare(self, cell: Cell) -> tuple[str, int, int]:
+        """The solver's full name, its steps and its network calls; raises DiffsampError for what cannot be run."""
+        from diffsamp.run.calibrated import check_grid, with_ratios
+        from diffsamp.run.pipelines import guidance_of, set_solver, steps_for
 
-        bench = self.bench
-        set_solver(self.pipe, cell.solver, self.config, bench.grid)
+        bench, scale = self.bench, guidance_of(self.pipe, cell.guidance_scale)
+        made, artifact = with_ratios(
+            cell.solver, model=bench.model, sha256=self.fingerprint, nfe=cell.nfe, guidance_scale=scale,
+            folder=bench.artifacts,
+        )  # fmt: skip
+        set_solver(self.pipe, made, self.config, bench.grid)
         steps = steps_for(self.pipe.scheduler, cell.nfe)
         self.pipe.scheduler.set_timesteps(steps)
-        calls = len(self.pipe.scheduler.timesteps)
-        set_solver(self.pipe, cell.solver, self.config, bench.grid)  # a fresh one: no state of the count is left
+        check_grid(cell.solver, artifact, self.pipe.scheduler, cell.nfe, scale)
+        return made, steps, len(self.pipe.scheduler.timesteps)
+
+    def run(self, cell: Cell) -> tuple[RunResult, int]:
+        """The result of a cell and its network calls per picture."""
+        from diffsamp.run.pipelines import PipelineGenerator, set_solver
+
+        bench = self.bench
+        made, steps, calls = self.prepare(cell)
+        set_solver(self.pipe, made, self.config, bench.grid)  # a fresh one: no state of the count is left
         packages = environment()
         recipe = {
             **cell.facts(), "model": bench.model, "model_sha256": self.fingerprint, "steps": steps, "calls": calls,
@@ -151,6 +174,8 @@ class _Runner:
             "keep_all": bench.keep_all, "prompts": list(bench.prompts),
             "versions": {name: packages.get(name) for name in ("torch", "diffusers")},
         }  # fmt: skip
+        if made != cell.solver:
+            recipe["made"] = made  # another artifact is another run
         generate = PipelineGenerator(
             self.pipe, cell, self.features, steps=steps, first_seed=bench.seed, keep=bench.keep, chunk=bench.chunk,
             prompts=bench.prompts, keep_all=bench.keep_all,

@@ -60,6 +60,17 @@ def set_solver(pipe: Any, name: str, config: dict[str, Any], grid: str | None = 
     use(pipe, name, **({"grid": grid} if grid else {}))
 
 
+def guidance_of(pipe: Any, scale: float | None) -> float:
+    """The guidance scale that a call with `scale` uses: the pipeline's own where it is None, 1 where it has none."""
+    if scale is not None:
+        return float(scale)
+    own = getattr(pipe, "config", {}).get("default_guidance_scale")
+    if own is None:
+        default = inspect.signature(pipe.__call__).parameters.get("guidance_scale")
+        own = default.default if default is not None and isinstance(default.default, int | float) else 1.0
+    return float(own)
+
+
 def steps_for(scheduler: Any, nfe: int) -> int:
     """The most steps whose network calls do not exceed `nfe` (a two-stage method makes about two calls a step)."""
     for steps in range(nfe, 0, -1):
