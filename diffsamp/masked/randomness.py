@@ -28,15 +28,17 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def hashed_bits(seeds: np.ndarray, stream: int, lanes: np.ndarray) -> np.ndarray:
-    """64 random bits for each lane; `seeds` int64 (R,), `lanes` int64 (R, C) or (C,); uint64 (R, C)."""
+def hashed_bits(seeds: np.ndarray, stream: int | np.ndarray, lanes: np.ndarray) -> np.ndarray:
+    """64 random bits for each lane; `seeds` int64 (R,), `stream` one or (R, 1), `lanes` int64 (R, C) or (C,)."""
     with np.errstate(over="ignore"):
         key = _mix(seeds.astype(np.int64).view(np.uint64)[:, None] + _GOLDEN)
-        counter = (np.uint64(stream) << np.uint64(32)) + np.asarray(lanes).astype(np.uint64) + np.uint64(1)
+        counter = (
+            (np.asarray(stream).astype(np.uint64) << np.uint64(32)) + np.asarray(lanes).astype(np.uint64) + np.uint64(1)
+        )
         return _mix(_mix(key + counter * _GOLDEN) ^ key)
 
 
-def hashed_uniforms(seeds: np.ndarray, stream: int, lanes: np.ndarray | int) -> np.ndarray:
+def hashed_uniforms(seeds: np.ndarray, stream: int | np.ndarray, lanes: np.ndarray | int) -> np.ndarray:
     """Float64 uniforms on the 2^-53 lattice of [0, 1); an integer `lanes` stands for arange(lanes). Shape (R, C)."""
     lanes = np.arange(lanes) if isinstance(lanes, int) else lanes
     return (hashed_bits(seeds, stream, lanes) >> np.uint64(11)) * 2.0**-53

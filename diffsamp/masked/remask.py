@@ -10,13 +10,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffsamp.errors import DiffsampError
 from diffsamp.masked.denoisers import Denoiser, call
 from diffsamp.masked.events import Events
 from diffsamp.masked.orders import best
-from diffsamp.masked.randomness import SECOND, hashed_uniforms
-from diffsamp.masked.sampler import MaskedState, check_width, commit, draw_at, masked_log_probabilities
+from diffsamp.masked.randomness import LEVELS, SECOND, hashed_uniforms
+from diffsamp.masked.sampler import (
+    MaskedState,
+    check_width,
+    commit,
+    draw_at,
+    masked_log_probabilities,
+    random_order,
+)
 from diffsamp.masked.schedules import MaskSchedule, schedule
 
 
@@ -29,7 +37,8 @@ class ReMDM:
 
     Args:
         steps: N. strategy: "cap" sigma = min(eta, max), "rescale" eta max, "conf" softmax over the row of minus the
-            probability at which each token was drawn, times eta max. eta: in [0, 1]; 0 is ancestral sampling.
+            probability at which each token was drawn, times eta max. eta: in [0, 1]; 0 is ancestral sampling, with
+            the tokens that `CountFirst(steps)` has for the same seeds.
         loop: None, or (t_on, t_off): remask only at t in [t_off, t_on], as a loop at the constant level of t_on
             that takes half of the steps.
 
@@ -85,20 +94,31 @@ class ReMDM:
         sigma = 0.0
         if active[i]:
             sigma = min(self.eta, cap) if self.strategy == "cap" else self.eta * cap
-        u = torch.from_numpy(hashed_uniforms(state.seeds, SECOND + i, state.x.shape[1])).to(state.x.device)
         masked, shown = state.masked, state.free & (state.x != state.mask_id)
-        rate = torch.full(u.shape, sigma, dtype=torch.float64, device=u.device)
-        if self.strategy == "conf" and sigma > 0 and state.confidence is not None:
-            weight = (-state.confidence).masked_fill(~shown, -torch.inf).softmax(-1)
-            rate = (weight.nan_to_num(0.0) * sigma).clamp(max=cap)
-        gain = (a_s - (1 - sigma) * a_t) / (1 - a_t) if a_t < 1 else 0.0
-        unmask = masked & (u < gain)
-        remask = shown & (u < rate)
+        length, device = state.x.shape[1], state.x.device
+        if state.waiting is None:
+            waiting = torch.from_numpy(first_waiting(state.seeds, state.free)).to(device)
+            state = replace(state, waiting=waiting, turns=np.zeros(len(state.seeds), np.int64))
+        assert state.waiting is not None and state.turns is not None
+        # A mask falls where its number, uniform in [0, 1), reaches the probability of staying; below it is stretched.
+        stay = max((1 - a_s - sigma * a_t) / (1 - a_t), 0.0) if a_t < 1 else 1.0
+        unmask = masked & (state.waiting >= stay)
+        waiting = state.waiting / stay if stay > 0 else state.waiting
+        remask = torch.zeros_like(masked)
+        if sigma > 0:
+            rate = torch.full(masked.shape, sigma, dtype=torch.float64, device=device)
+            if self.strategy == "conf" and state.confidence is not None:
+                weight = (-state.confidence).masked_fill(~shown, -torch.inf).softmax(-1)
+                rate = (weight.nan_to_num(0.0) * sigma).clamp(max=cap)
+            u = torch.from_numpy(hashed_uniforms(state.seeds, SECOND + i, 2 * length)).to(device)
+            remask = shown & (u[:, :length] < rate)
+            waiting = torch.where(remask, u[:, length:], waiting)
         before = state.x  # what the network sees: the sequence without this step's changes
         x = before.masked_fill(remask, state.mask_id)
         state = replace(
             state,
             x=x,
+            waiting=waiting,
             step_of=state.step_of.masked_fill(remask, -1),
             revealed=state.revealed - remask.sum(1).cpu().numpy(),
         )
@@ -113,12 +133,25 @@ class ReMDM:
         local[rows] = torch.arange(len(rows), device=x.device)
         flat = logits[local[where[:, 0]], where[:, 1]]
         tokens = draw_at(state, flat, where.cpu())
-        state = commit(state, rows.cpu().numpy(), where.cpu(), tokens, None)
+        assert state.turns is not None
+        turns = state.turns.copy()
+        turns[rows.cpu().numpy()] += 1
+        state = replace(commit(state, rows.cpu().numpy(), where.cpu(), tokens, None), turns=turns)
         p = flat.softmax(-1, dtype=torch.float64).gather(-1, tokens[:, None])[:, 0]
         confidence = state.confidence if state.confidence is not None else torch.ones(x.shape, dtype=torch.float64)
         confidence = confidence.to(x.device).clone()
         confidence[where[:, 0], where[:, 1]] = p
         return replace(state, confidence=confidence)
+
+
+def first_waiting(seeds: np.ndarray, free: Tensor) -> np.ndarray:
+    """The levels of `CountFirst`, the highest at the first position of the random order; float64 (B, L)."""
+    order = random_order(seeds, free)
+    count = free.sum(1, keepdim=True).cpu().numpy()
+    level = np.where(np.arange(order.shape[1]) < count, hashed_uniforms(seeds, LEVELS, order.shape[1]), -1.0)
+    waiting = np.zeros(free.shape)
+    np.put_along_axis(waiting, order, -np.sort(-level, axis=1), 1)
+    return waiting
 
 
 @dataclass(frozen=True)

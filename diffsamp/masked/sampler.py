@@ -55,6 +55,8 @@ class MaskedState:
         entropies: per call, mean entropy in nats of the predictions that were drawn from.
         previous: predictions (A, K, V) of the last call for the positions of the coming event (extrapolation).
         confidence: float64 (B, L), probability with which a token was drawn (remasking samplers).
+        waiting: float64 (B, L), what decides when a masked position falls (ReMDM). turns: int64 (B,), calls that
+            drew a token of the row (ReMDM).
     """
 
     sampler: Any
@@ -77,6 +79,8 @@ class MaskedState:
     record_entropy: bool = True
     previous: Tensor | None = None
     confidence: Tensor | None = None
+    waiting: Tensor | None = None
+    turns: np.ndarray | None = None
 
     @property
     def masked(self) -> Tensor:
@@ -137,10 +141,7 @@ def init(
     planned: Events = sampler.events(masks, keys)
     permutation = None
     if rule == Order("random") and not hasattr(sampler, "advance"):
-        # Free positions of a row, in random order, first in the row; the frozen ones are pushed to the end.
-        level = hashed_uniforms(keys, PERMUTATION, x.shape[1])
-        level = np.where(free.cpu().numpy(), level, 2.0)
-        permutation = level.argsort(axis=1)[:, : int(masks.max(initial=0))]
+        permutation = random_order(keys, free)
     return MaskedState(
         sampler,
         rule,
@@ -158,6 +159,13 @@ def init(
         step_of=torch.full_like(x, -1),
         record_entropy=record_entropy,
     )
+
+
+def random_order(seeds: np.ndarray, free: Tensor) -> np.ndarray:
+    """Free positions of each row in random order, int64 (B, n), n the most of a row; frozen ones come last."""
+    free_here = free.cpu().numpy()
+    level = np.where(free_here, hashed_uniforms(seeds, PERMUTATION, free.shape[1]), 2.0)
+    return level.argsort(axis=1)[:, : int(free_here.sum(1).max(initial=0))]
 
 
 def step(state: MaskedState, denoiser: Denoiser) -> MaskedState:
@@ -308,11 +316,12 @@ def masked_log_probabilities(logits: Tensor, masked: Tensor, mask_id: int) -> Te
 
 def draw_at(state: MaskedState, logits: Tensor, positions: Tensor) -> Tensor:
     """Tokens at `positions` (R, 2), row and position, from logits (R, V), by the numbers of (seed, event, position)."""
-    seeds = state.seeds[positions[:, 0].numpy()]
-    place = positions[:, 1:].numpy()
+    rows = positions[:, 0].numpy()
+    seeds, place = state.seeds[rows], positions[:, 1:].numpy()
+    event = state.event if state.turns is None else state.turns[rows, None]
 
     def source(shape: tuple[int, ...]) -> Tensor:
-        u = hashed_uniforms(seeds, TOKENS + state.event, place * shape[1] + np.arange(shape[1]))
+        u = hashed_uniforms(seeds, TOKENS + event, place * shape[1] + np.arange(shape[1]))
         if state.draw.precision == "fp32":
             return torch.from_numpy(np.floor(u * 2.0**24) * 2.0**-24)
         return torch.from_numpy(u)

@@ -219,6 +219,40 @@ def test_remdm_without_remasking_is_ancestral_and_p2_without_eta_never_remasks()
     assert not bool((state.x == t.width).any())
 
 
+@pytest.mark.parametrize("steps", [1, 3, 16, 200])
+@pytest.mark.parametrize("curve", ["linear", "cosine", "geometric"])
+def test_remdm_without_remasking_has_the_tokens_of_count_first(steps, curve):
+    t = toy("D")
+    x = t.blank(300)
+    x[:100, 2] = 1
+    x[50:120, 0] = 3
+    x[7] = 2  # nothing to do in this row
+    options = {"mask_id": t.width, "seeds": range(300), "record_entropy": False}
+    base, facts = masked.sample(t.denoiser, x, sampler=masked.CountFirst(steps, curve), **options)
+    for strategy in ("cap", "rescale", "conf"):
+        same, other = masked.sample(t.denoiser, x, sampler=masked.ReMDM(steps, strategy, 0.0, curve), **options)
+        assert torch.equal(same, base) and torch.equal(other["order"], facts["order"])
+    single = {"mask_id": t.width, "seeds": [4], "record_entropy": False}
+    want, facts = masked.sample(t.denoiser, x[:1], sampler=masked.CountFirst(steps, curve), **single)
+    got, other = masked.sample(t.denoiser, x[:1], sampler=masked.ReMDM(steps, eta=0.0, schedule=curve), **single)
+    assert torch.equal(want, got) and other["calls"] == facts["calls"]
+    if steps > 1:
+        remasked, _ = masked.sample(t.denoiser, x, sampler=masked.ReMDM(steps, "rescale", 0.9, curve), **options)
+        assert not torch.equal(remasked, base)
+
+
+@pytest.mark.parametrize("sampler", [masked.ReMDM(8, "rescale", 0.6), masked.ReMDM(8, "cap", 0.2)], ids=str)
+def test_remasking_keeps_the_share_of_masks_on_the_schedule(sampler):
+    # Masks of one step are independent with probability m(s), remasked or never revealed: 5 sigma a step.
+    t, rows = toy("A"), 20_000
+    state = masked.init(sampler, t.blank(rows), mask_id=t.width, seeds=torch.arange(rows), record_entropy=False)
+    while not state.done:
+        state = masked.step(state, t.denoiser)
+        m = 1 - state.event / 8
+        share = float((state.x == t.width).double().mean())
+        assert abs(share - m) <= 5 * math.sqrt(m * (1 - m) / (rows * t.length)) + 1e-12, state.event
+
+
 @pytest.mark.parametrize(
     "sampler",
     [
