@@ -113,21 +113,23 @@ def draw(
     chunk = max(1, _CHUNK // width)
     for first in range(0, count, chunk):
         part = slice(first, min(count, first + chunk))
-        logits = _usable(rows[part], mask_id, first)
-        logits = filter_logits(logits, temperature, top_k, top_p)
+        logits, top = _usable(rows[part], mask_id, first)
+        if temperature != 1.0 or not plain:
+            logits = filter_logits(logits, temperature, top_k, top_p)
+            top = logits.amax(-1)
         if u is None:
             tokens[part] = logits.argmax(-1)
         elif precision == "safe":
             tile = 1 << max(6, (width.bit_length() + 1) // 2)
-            tokens[part], _ = two_level(_weights(logits), u[part].to(rows.device, torch.float64), tile)
+            tokens[part], _ = two_level(_weights(logits, top), u[part].to(rows.device, torch.float64), tile)
         else:
             dtype = torch.float32 if precision == "fp32" else torch.float64
             tokens[part] = _race(logits.softmax(-1, dtype=dtype), u[part].to(rows.device, dtype))
     return tokens
 
 
-def _usable(logits: Tensor, mask_id: int | None, first: int) -> Tensor:
-    """Logits without the mask class, with infinite rows replaced by their limit; bad rows are named."""
+def _usable(logits: Tensor, mask_id: int | None, first: int) -> tuple[Tensor, Tensor]:
+    """Logits without the mask class, and their largest; infinite rows have their limit; bad rows are named."""
     if mask_id is not None and 0 <= mask_id < logits.shape[-1]:
         logits = logits.clone()
         logits[:, mask_id] = -math.inf
@@ -139,13 +141,14 @@ def _usable(logits: Tensor, mask_id: int | None, first: int) -> Tensor:
         infinite = top == math.inf
         limit = torch.where(logits == math.inf, 0.0, -math.inf).to(logits.dtype)
         logits = torch.where(infinite[:, None], limit, logits)
-    return logits
+        top = logits.amax(-1)
+    return logits, top
 
 
-def _weights(logits: Tensor) -> Tensor:
-    """exp(logit - max) in float32, or float64 for float64 logits."""
-    wide = logits if logits.dtype == torch.float64 else logits.to(torch.float32)
-    return (wide - wide.amax(-1, keepdim=True)).exp_()
+def _weights(logits: Tensor, top: Tensor) -> Tensor:
+    """exp(logit - top) in float32, or float64 for float64 logits."""
+    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (logits.to(wide) - top.to(wide)[:, None]).exp_()
 
 
 def _race(p: Tensor, u: Tensor) -> Tensor:

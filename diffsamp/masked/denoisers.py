@@ -8,6 +8,7 @@ of the batch are in this call. A plain callable may take any subset of the last 
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,25 @@ Denoiser = Callable[..., Tensor]
 def accepts(function: Callable[..., Any], name: str) -> bool:
     """Whether a callable names the parameter `name`; a `**kwargs` that would swallow it does not count."""
     target = function.forward if isinstance(function, torch.nn.Module) else function
+    key = getattr(target, "__func__", target)  # a bound method is a new object each time
     try:
-        parameters = inspect.signature(target).parameters
+        known = _PARAMETERS.get(key)
+    except TypeError:  # neither hashable nor weakly referable
+        return name in _parameters(target)
+    if known is None:
+        known = _PARAMETERS[key] = _parameters(target)
+    return name in known
+
+
+# Reading a signature takes longer than drawing a token; it is read once for each function.
+_PARAMETERS: weakref.WeakKeyDictionary[Any, frozenset[str]] = weakref.WeakKeyDictionary()
+
+
+def _parameters(target: Callable[..., Any]) -> frozenset[str]:
+    try:
+        return frozenset(inspect.signature(target).parameters)
     except (TypeError, ValueError):
-        return False
-    return name in parameters
+        return frozenset()
 
 
 def call(denoiser: Denoiser, x: Tensor, t: Tensor, positions: Tensor | None, rows: Tensor) -> Tensor:
