@@ -29,7 +29,7 @@ class Model:
         prediction: type of its output.
         shape: of one sample.
         classes: number of classes; labels of the points go round them.
-        guided: ``(labels, guidance scale) -> denoiser``.
+        guided: ``(labels, guidance scale) -> denoiser``; differentiable where its input asks for it (method adamw).
     """
 
     name: str
@@ -79,14 +79,15 @@ def from_pipeline(pipeline: Any, name: str = "model") -> Model:
     def guided(labels: torch.Tensor, scale: float) -> Denoiser:
         both = torch.cat([torch.full_like(labels, null), labels])
 
-        @torch.no_grad()
         def denoise(x: torch.Tensor, level: Level) -> torch.Tensor:
-            moved = x.to(device=unet.device, dtype=unet.dtype)
-            if scale <= 1.0:
-                return unet(moved, level.t, labels, return_dict=False)[0].to(x.dtype)
-            output = unet(torch.cat([moved, moved]), level.t, both, return_dict=False)[0].to(x.dtype)
-            unconditional, conditional = output.chunk(2)
-            return unconditional + scale * (conditional - unconditional)
+            # Activations are kept only for a caller that differentiates with respect to x.
+            with torch.set_grad_enabled(x.requires_grad):
+                moved = x.to(device=unet.device, dtype=unet.dtype)
+                if scale <= 1.0:
+                    return unet(moved, level.t, labels, return_dict=False)[0].to(x.dtype)
+                output = unet(torch.cat([moved, moved]), level.t, both, return_dict=False)[0].to(x.dtype)
+                unconditional, conditional = output.chunk(2)
+                return unconditional + scale * (conditional - unconditional)
 
         return denoise
 

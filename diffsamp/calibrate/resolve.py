@@ -1,7 +1,4 @@
-"""From the name of a calibrated solver to the solver with its values.
-
-What ``dc-unipc`` means for one model and setting.
-"""
+"""From the name of a calibrated solver to the solver with its values: what ``dc-unipc`` means for a model and setting."""
 
 from __future__ import annotations
 
@@ -27,8 +24,7 @@ def resolve(
 
     Args:
         name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or
-        without
-            a transform, the name is taken as it is.
+            without a transform, the name is taken as it is.
         model: name of the model in the artifact's file name.
         nfe, guidance_scale: of the run.
         sha256: the model's fingerprint; another than the artifact's gives a warning.
@@ -46,5 +42,7 @@ def resolve(
     artifact: Artifact = find(method, made.inner.name, model=model, folder=folder)
     setting = artifact.setting(nfe, guidance_scale)
     artifact.warn_model(sha256)
-    options = {**dict(made.options), **artifact.options, "ratios" if method == "dc" else "c": setting.values}
+    # The artifact also notes how the values were found; the solver needs what they mean.
+    meaning = {name: value for name, value in artifact.options.items() if name in ("k", "tau")}
+    options = {**dict(made.options), **meaning, "ratios" if method == "dc" else "c": setting.values}
     return replace(made, options=tuple(sorted(options.items())))

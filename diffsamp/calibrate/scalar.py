@@ -39,11 +39,12 @@ def polynomial_minimum(
 
 def bounded_minimum(
     loss: Callable[[float], float], start: Sequence[float], bounds: tuple[float, float], evaluations: int
-) -> tuple[float, float, int]:
+) -> tuple[float, float, dict[float, float]]:
     """Best of the points of ``start`` and of parabolas through the best and its neighbours.
 
     Returns:
-        (v, loss at v, evaluations used). The best point ever seen is kept, so it is no worse than any of ``start``.
+        (v, loss at v, loss of every point tried). The best point ever seen is kept, so it is no worse than any of
+        ``start``.
     """
     low, high = bounds
     seen: dict[float, float] = {}
@@ -70,4 +71,4 @@ def bounded_minimum(
             break
         seen[v] = loss(v)
     best = min(seen, key=seen.__getitem__)
-    return best, seen[best], len(seen)
+    return best, seen[best], seen

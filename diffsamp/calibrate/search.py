@@ -3,8 +3,10 @@
 At step i the earlier values are frozen and the walk is at its own state. A candidate changes the rows i and after; its
 loss is the mean squared distance to the reference at the next level *after that level's corrector* (DC-Solver,
 Section 3.3). Where the next row has no corrector the state is a polynomial of the candidate and the minimum has a
-closed
-form; else each candidate costs one network call at the predicted point.
+closed form; else each candidate costs one network call at the predicted point.
+
+No call is made twice: the winning candidate's is the walk's next one, and the first ones of the walk and of the neutral
+candidate are the base's.
 
 Guard: the base, the last value alone and the greedy values are compared by the error of the final state on the
 calibration points, and the best is kept: never worse than the base there.
@@ -23,6 +25,7 @@ from ..errors import DiffsampError
 from ..plan import Plan
 from ..solvers.dc import dc
 from ..solvers.dualfast import dualfast
+from .adamw import adamw_ratio
 from .reference import Denoiser, Reference
 from .scalar import bounded_minimum, polynomial_minimum
 
@@ -31,6 +34,7 @@ RATIO_START = (0.4, 0.75, 1.0, 1.25, 1.7)
 CONSTANT_BOUNDS = (0.0, 1.5)
 CONSTANT_START = (0.0, 0.15, 0.4, 0.8)
 MIN_POINTS, ADVISED_POINTS = 4, 10
+METHODS = ("search", "adamw")
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,37 @@ def mse(x: torch.Tensor, y: torch.Tensor) -> float:
     return float((x.double() - y.double()).square().mean())
 
 
+def check_finite(output: torch.Tensor, index: int) -> None:
+    """Refuse a prediction with a NaN or an infinity, naming its step."""
+    if not bool(torch.isfinite(output).all()):
+        raise DiffsampError(f"denoiser: the prediction at step {index} is not finite; check the model and its dtype")
+
+
 class _Walk:
-    """Runs rows of plans on the calibration points and counts network calls."""
+    """Runs rows of plans on the calibration points; counts network calls and makes none twice."""
 
-    def __init__(self, denoiser: Denoiser, prediction: str) -> None:
-        self.denoiser, self.prediction, self.calls = denoiser, prediction, 0
+    def __init__(self, denoiser: Denoiser, prediction: str, neutral: float) -> None:
+        self.denoiser, self.prediction, self.neutral, self.calls = denoiser, prediction, neutral, 0
+        self._known: dict[tuple[float, ...], torch.Tensor] = {}
 
-    def call(self, plan: Plan, state: engine.State) -> torch.Tensor:
-        self.calls += 1
-        with torch.no_grad():
-            output = self.denoiser(state.input, plan.rows[state.index].level)
-        if not bool(torch.isfinite(output).all()):
-            raise DiffsampError(
-                f"denoiser: the prediction at step {state.index} is not finite; check the model and its dtype"
-            )
-        return output
+    def call(self, plan: Plan, state: engine.State, values: Sequence[float]) -> torch.Tensor:
+        """The prediction at ``state``, which the ``values`` of the rows before it determine."""
+        key = tuple(values[: state.index])
+        if key not in self._known:
+            self.calls += 1
+            with torch.no_grad():
+                output = self.denoiser(state.input, plan.rows[state.index].level)
+            check_finite(output, state.index)
+            self._known[key] = output
+        return self._known[key]
+
+    def forget(self, values: Sequence[float]) -> None:
+        """Drop what neither the walk at ``values`` nor the base can ask for again."""
+        kept = tuple(values)
+        self._known = {
+            key: output for key, output in self._known.items()
+            if key == kept or all(v == self.neutral for v in key)
+        }  # fmt: skip
 
     def step(self, plan: Plan, state: engine.State, output: torch.Tensor) -> engine.State:
         return engine.step(plan, state, output, prediction=self.prediction)
@@ -95,6 +115,11 @@ def _whole_history(plan: Plan) -> Plan:
 def _corrects(plan: Plan, index: int) -> bool:
     """Whether row ``index`` corrects the point that row ``index − 1`` predicted, using its output."""
     return index < plan.nfe and plan.rows[index].correct is not None and bool(plan.rows[index].correct.m)
+
+
+# How a value is found where it is not by a scalar search: (base, state, output of the row, goal) to the value, its loss,
+# the loss at the neutral value and the network calls made.
+Descent = Callable[[Plan, engine.State, torch.Tensor, torch.Tensor], tuple[float, float, float, int]]
 
 
 def _search(
@@ -112,6 +137,7 @@ def _search(
     evaluations: int,
     guard: bool,
     progress: Callable[[int, int], None] | None,
+    descend: Descent | None = None,
 ) -> Result:
     check_points(len(x))
 
@@ -122,7 +148,7 @@ def _search(
 
     base = build(())
     n = base.nfe
-    walk = _Walk(denoiser, prediction)
+    walk = _Walk(denoiser, prediction, neutral)
     values = [neutral] * n
     state, plain = engine.init(base, x), engine.init(base, x)
     report: list[tuple[int, float, float, float]] = []
@@ -141,37 +167,37 @@ def _search(
 
     for i in range(n):
         plan = build(values)
-        output = walk.call(plan, state)
+        output = walk.call(plan, state, values)
         if i >= first:
-            if not _corrects(plan, i + 1):
+            goal = reference.at(base.rows[i].next_level)
+            if descend is not None:
+                v, loss, unchanged, made_calls = descend(plan, state, output, goal)
+                walk.calls += made_calls
+            elif not _corrects(plan, i + 1):
                 v, loss, unchanged = closed(state, output, i)
             else:
-                goal = reference.at(base.rows[i].next_level)
 
                 def cost(v: float, i: int = i, state=state, output=output, goal=goal) -> float:
-                    candidate = build([*values[:i], v, *[neutral] * (n - i - 1)])
+                    given = [*values[:i], v, *[neutral] * (n - i - 1)]
+                    candidate = build(given)
                     moved = walk.step(candidate, state, output)
-                    return mse(walk.step(candidate, moved, walk.call(candidate, moved)).base, goal)
+                    return mse(walk.step(candidate, moved, walk.call(candidate, moved, given)).base, goal)
 
-                tried: dict[float, float] = {}
-
-                def remembered(v: float, cost=cost, tried=tried) -> float:
-                    tried[v] = cost(v)
-                    return tried[v]
-
-                v, loss, _ = bounded_minimum(remembered, start, bounds, evaluations)
-                unchanged = tried[neutral]
+                v, loss, seen = bounded_minimum(cost, start, bounds, evaluations)
+                unchanged = seen[neutral]
             values[i] = v
             report.append((i, v, unchanged, loss))
         state = walk.step(build(values), state, output)
+        walk.forget(values[: i + 1])
         if progress is not None:
             progress(i + 1, n)
     choices = {"greedy": (tuple(values), mse(state.input, target))}
     # The base's own run, and the last value alone, which shares all calls with it.
+    unchanged_values = (neutral,) * n
     for i in range(n):
-        output = walk.call(base, plain)
+        output = walk.call(base, plain, unchanged_values)
         if i == n - 1 and i >= first:
-            saved, values = values, [neutral] * n
+            saved, values = values, list(unchanged_values)
             last, loss, _ = closed(plain, output, i)
             values = saved
             choices["last"] = ((*[neutral] * (n - 1), last), loss)
@@ -197,6 +223,8 @@ def search_ratios(
     prediction: str = "sample",
     evaluations: int = 8,
     guard: bool = True,
+    method: str = "search",
+    iterations: int = 40,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """DC-Solver's ratios for ``plan``.
@@ -207,19 +235,34 @@ def search_ratios(
         denoiser: ``denoiser(x, level) -> prediction``, guided already.
         x: start of the calibration points, (points, ...); 10 are advised.
         k: degree of the interpolation.
-        evaluations: network calls per searched step, at most; the published recipe makes 40, with backward passes.
+        evaluations: network calls per searched step, at most.
         guard: keep the best of base, last ratio alone and greedy.
+        method: ``search``, or ``adamw``: the published recipe, gradient descent through the network from ratio 1.
+        iterations: of ``adamw``, each a network call with a backward pass; 40 in the paper, 20 in the authors' code.
 
     Raises:
         DiffsampError: too few points, a prediction that is not finite, a base that is no multistep solver.
     """
 
+    if method not in METHODS:
+        raise DiffsampError(f"method: got {method!r}; accepted: {', '.join(METHODS)}")
+    if evaluations < len(RATIO_START):
+        raise DiffsampError(f"evaluations: got {evaluations}; a searched step needs at least {len(RATIO_START)}")
+    if iterations < 1:
+        raise DiffsampError(f"iterations: got {iterations}; accepted: 1 and above")
+
     def build(ratios: Sequence[float]) -> Plan:
         return dc(plan, ratios=ratios or None, k=k)
+
+    def descend(
+        at: Plan, state: engine.State, output: torch.Tensor, goal: torch.Tensor
+    ) -> tuple[float, float, float, int]:
+        return adamw_ratio(at, state, output, goal, denoiser, k=k, prediction=prediction, iterations=iterations)
 
     return _search(
         build, reference, denoiser, x, prediction=prediction, neutral=1.0, first=k, degree=k, bounds=RATIO_BOUNDS,
         start=RATIO_START, evaluations=evaluations, guard=guard, progress=progress,
+        descend=descend if method == "adamw" else None,
     )  # fmt: skip
 
 
