@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -9,28 +10,47 @@ from pathlib import Path
 from .errors import DiffsampError
 
 
+class NotWritten(DiffsampError):
+    """A file that the disk did not take: it is full, read-only, or not there."""
+
+
 def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    """Write ``data`` to ``path`` under a temporary name, flush it to disk, then rename it into place.
+    """Write ``data`` so that ``path`` is seen either not at all or complete; its folder is made if need be.
+
+    A temporary name, fsync, rename. The rename itself is not synced: after a power failure the file may be missing,
+    never torn.
 
     Raises:
-        DiffsampError: the file exists and ``overwrite`` is off, or it cannot be written.
+        DiffsampError: the file exists and ``overwrite`` is off.
+        NotWritten: it cannot be written.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    if not overwrite and path.exists():
         raise DiffsampError(f"out: {path} exists; choose another place or use --force")
+    # A random name: processes of several hosts may share a folder and a process number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with open(temporary, "wb") as file:
+        try:
+            file = open(temporary, "wb")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(temporary, "wb")
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DiffsampError(f"out: cannot write {path}: {error.strerror}") from None
+        _discard(temporary)
+        raise NotWritten(f"cannot write {path}: {error.strerror or error}") from None
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(temporary: Path) -> None:
+    with contextlib.suppress(OSError):  # it may never have been made
+        temporary.unlink()
 
 
 def output_folder(path: Path, *, force: bool = False) -> Path:

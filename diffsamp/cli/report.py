@@ -23,9 +23,9 @@ def report(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Write a report of one or more benchmarks. The HTML needs no network and no other file."""
+    from ..files import write_whole
     from ..report import csv_text, markdown, read_results, write_png, write_report
     from ..report.results import metric_names
-    from ..run.chunk import write_whole
 
     if out.suffix not in KINDS:
         raise DiffsampError(f"out: {out} ends in {out.suffix!r}; accepted: {', '.join(KINDS)}")
@@ -46,7 +46,8 @@ def report(
                 )
             write_png(found[0], out, metric)
         elif out.suffix == ".json":
-            write_whole(out, json.dumps(found, indent=1, sort_keys=True).encode())
+            write_whole(out, json.dumps(found, indent=1, sort_keys=True).encode(), overwrite=force)
         else:
-            write_whole(out, "\n".join(map(csv_text if out.suffix == ".csv" else markdown, found)).encode())
+            text = "\n".join(map(csv_text if out.suffix == ".csv" else markdown, found))
+            write_whole(out, text.encode(), overwrite=force)
     print(out)

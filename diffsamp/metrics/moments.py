@@ -11,13 +11,13 @@ Source: Chan, Golub and LeVeque 1979, Updating formulae and a pairwise algorithm
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import write_whole
 from diffsamp.metrics.arrays import as_features, check_same_width
 
 
@@ -124,14 +124,12 @@ class FrechetStats:
         return total
 
     def save(self, path: str | Path) -> None:
-        """Write a .safetensors file (whole: a temporary name, then a rename) with the facts in its header."""
+        """Write a .safetensors file, whole, with the facts in its header; one that is there is replaced."""
         from safetensors.numpy import save
 
         path = Path(path)
         tensors = {"n": np.array([self.n], np.int64), "mean": self.mean, "cov": self.covariance}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(save(tensors, {"facts": json.dumps(self.facts, sort_keys=True)}))
-        os.replace(temporary, path)
+        write_whole(path, save(tensors, {"facts": json.dumps(self.facts, sort_keys=True)}), overwrite=True)
 
     @classmethod
     def load(cls, path: str | Path) -> FrechetStats:

@@ -7,6 +7,7 @@ computed from pictures is cached under a fingerprint of the pictures and the ext
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import NotWritten, write_whole
 from diffsamp.metrics.frechet import factor, frechet_distance
 from diffsamp.metrics.moments import FrechetStats
 
@@ -167,13 +169,9 @@ def _featurise(name: str, batches: Iterator[np.ndarray], pictures: str, extracto
         features = load_file(cached)["features"]
     else:
         features = np.concatenate([extractor(batch)["features"] for batch in batches])
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            temporary = home / f".{key}.{os.getpid()}.tmp"
-            temporary.write_bytes(save({"features": features}))
-            os.replace(temporary, cached)
-        except OSError:
-            pass  # a cache that cannot be written costs time, not correctness
+        # A cache that cannot be written costs time, not correctness.
+        with contextlib.suppress(NotWritten):
+            write_whole(cached, save({"features": features}), overwrite=True)
     stats = FrechetStats.of(features)
     half = len(features) // 2
     floor, note = None, ""

@@ -6,8 +6,8 @@ import io
 from pathlib import Path
 from typing import Any
 
+from diffsamp.files import write_whole
 from diffsamp.report.results import cell_name, label, metric_names, scaled
-from diffsamp.run.chunk import write_whole
 
 
 def write_png(results: dict[str, Any], path: Path, metric: str | None = None) -> None:
@@ -40,4 +40,4 @@ def write_png(results: dict[str, Any], path: Path, metric: str | None = None) ->
     axes.legend(fontsize=7, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), overwrite=True)

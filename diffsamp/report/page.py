@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import write_whole
 from diffsamp.report.results import LOWER_IS_BETTER, cell_name, label, metric_names, read_results, scaled, show
 from diffsamp.run.bench import preview
-from diffsamp.run.chunk import write_whole
 
 COLUMNS = 12  # pictures of a cell in a row: the same seeds in every cell
 
@@ -28,7 +28,7 @@ def write_report(roots: Sequence[str | Path], path: str | Path, *, pictures: int
     """
     runs = read_results(roots)
     data = [_run(root, results, pictures) for root, results in runs]
-    write_whole(Path(path), render(data).encode())
+    write_whole(Path(path), render(data).encode(), overwrite=True)
     return Path(path)
 
 

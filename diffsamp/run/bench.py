@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffsamp.errors import DiffsampError
-from diffsamp.run.chunk import write_whole
+from diffsamp.files import write_whole
 from diffsamp.run.engines import run_on
 from diffsamp.run.environment import environment
 from diffsamp.run.folder import RunFolder, RunResult
@@ -124,7 +124,8 @@ class Bench:
             "samples_from": self.samples_from if paths else None, "seed": self.seed, "chunk": self.chunk,
             "replicates": self.replicates, "warnings": self.warnings, "environment": environment(), "cells": entries,
         }  # fmt: skip
-        write_whole(self.root / "results.json", json.dumps(results, indent=1, sort_keys=True).encode())
+        data = json.dumps(results, indent=1, sort_keys=True).encode()
+        write_whole(self.root / "results.json", data, overwrite=True)
         return results
 
 

@@ -7,9 +7,7 @@ shapes and bytes of the arrays, so it is the same wherever and whenever the chun
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import write_whole
 
 PER_FOLDER = 1000  # files in one folder: listings of a million chunks stay quick on any file system
 
@@ -40,47 +39,12 @@ def content_hash(arrays: dict[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def write_whole(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file that is seen either not at all or complete; raises DiffsampError when the disk does not take it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if sync:
-            _sync_folder(path.parent)
-    except OSError as error:
-        _discard(temporary)
-        raise DiffsampError(f"cannot write {path}: {error.strerror or error}; what is finished is kept, free the disk "
-                            f"or mend the rights and run the same command again") from None  # fmt: skip
-    except BaseException:
-        _discard(temporary)
-        raise
-
-
-def _discard(temporary: Path) -> None:
-    with contextlib.suppress(OSError):  # it may never have been made
-        temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def write_chunk(root: Path, index: int, arrays: dict[str, np.ndarray]) -> str:
     """Write chunk `index` and return its hash."""
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     digest = content_hash(arrays)
     # One key: safetensors writes several in no fixed order, and equal chunks must be equal bytes.
-    write_whole(chunk_path(root, index), save(arrays, {"chunk": f"{index} {digest}"}))
+    write_whole(chunk_path(root, index), save(arrays, {"chunk": f"{index} {digest}"}), overwrite=True)
     return digest
 
 

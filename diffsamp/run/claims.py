@@ -16,7 +16,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-from diffsamp.errors import DiffsampError
+from diffsamp.files import NotWritten
 
 REDUCE = 1 << 40  # beyond any chunk: the byte of whoever verifies and reduces
 
@@ -29,7 +29,7 @@ class Claims:
         try:
             self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise DiffsampError(f"cannot write {path}: {error.strerror or error}") from None
+            raise NotWritten(f"cannot write {path}: {error.strerror or error}") from None
         self.locking = fcntl is not None
 
     def take(self, index: int) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from diffsamp.errors import DiffsampError
-from diffsamp.run.chunk import write_whole
+from diffsamp.files import write_whole
 from diffsamp.run.folder import RunResult
 from diffsamp.run.work import Generate, run_chunks
 

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import write_whole
 from diffsamp.run import manifest
-from diffsamp.run.chunk import CorruptChunk, chunk_path, read_chunk, write_whole
+from diffsamp.run.chunk import CorruptChunk, chunk_path, read_chunk
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class RunFolder:
                     raise DiffsampError(
                         f"{self.root} is not empty and is no run (it holds {names[0]}); name a new folder"
                     )
-            write_whole(path, json.dumps(self.facts, sort_keys=True, indent=1).encode())
+            write_whole(path, json.dumps(self.facts, sort_keys=True, indent=1).encode(), overwrite=True)
         held = _read_facts(path)
         if held != self.facts:
             raise DiffsampError(f"{self.root} holds another run: {_difference(held, self.facts)}; name a new folder")
@@ -90,22 +91,27 @@ class RunFolder:
 
     def present(self) -> set[int]:
         """The chunks whose files are there, by listing alone."""
-        found = set()
+        found: set[int] = set()
         base = self.root / "chunks"
-        if not base.is_dir():
+        try:
+            folders = os.listdir(base)
+        except FileNotFoundError:
             return found
-        for folder in os.scandir(base):
-            if folder.is_dir():
-                for file in os.scandir(folder.path):
-                    name = file.name
-                    if name.startswith("chunk-") and name.endswith(".safetensors") and name[6:-12].isdecimal():
-                        found.add(int(name[6:-12]))
-        return {index for index in found if index < self.count}
+        for folder in folders:
+            if not folder.isdecimal():
+                continue
+            # Names alone, and no look at any file: a million chunks are listed in a second or two.
+            found.update(
+                int(name[6:-12])
+                for name in os.listdir(base / folder)
+                if name.startswith("chunk-") and name.endswith(".safetensors") and name[6:-12].isdecimal()
+            )
+        return {index for index in found if index < self.count} if found and max(found) >= self.count else found
 
     def adopt(self) -> set[int]:
         """The chunks that are finished; those without a manifest line are verified and entered, bad ones set aside."""
         present = self.present()
-        for index in sorted(present - manifest.read(self.root).keys()):
+        for index in sorted(present - {entry["chunk"] for entry in manifest.entries(self.root)}):
             try:
                 digest = read_chunk(self.root, index)[1]
             except CorruptChunk:
@@ -125,19 +131,19 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Remove what killed writers left under temporary names; for finished runs, where nobody writes any more."""
-        for path in (self.root / "chunks").glob("*/.chunk-*.tmp"):
+        for path in (self.root / "chunks").glob("*/.chunk-*.partial"):
             path.unlink(missing_ok=True)
 
     def verify(self) -> list[int]:
         """The chunks that are missing or do not match their own or the manifest's hash; reads every file."""
-        bad, entries = [], manifest.read(self.root)
+        bad, entered = [], {entry["chunk"]: entry["sha256"] for entry in manifest.entries(self.root)}
         for index in range(self.count):
             try:
                 digest = read_chunk(self.root, index)[1]
             except CorruptChunk:
                 bad.append(index)
                 continue
-            if index in entries and entries[index]["sha256"] != digest:
+            if entered.get(index, digest) != digest:
                 bad.append(index)
         return bad
 
@@ -159,8 +165,8 @@ class RunFolder:
             for name, value in arrays.items() if collect else ():
                 parts.setdefault(name, []).append(value)
         arrays = {name: np.concatenate(values) for name, values in parts.items()}
-        seconds = sum(e.get("seconds") or 0.0 for e in manifest.read(self.root).values())
-        return RunResult(arrays, total.hexdigest(), self.count, seconds)
+        seconds = {entry["chunk"]: entry.get("seconds") or 0.0 for entry in manifest.entries(self.root)}
+        return RunResult(arrays, total.hexdigest(), self.count, sum(seconds.values()))
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

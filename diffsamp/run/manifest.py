@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from diffsamp.errors import DiffsampError
+from diffsamp.files import NotWritten
 
 NAME = "manifest.jsonl"
+BLOCK = 1 << 20  # bytes of lines that are parsed at once
 
 
 def append(root: Path, entry: dict[str, Any]) -> None:
@@ -28,24 +30,36 @@ def append(root: Path, entry: dict[str, Any]) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise DiffsampError(f"cannot write {path}: {error.strerror or error}") from None
+        raise NotWritten(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def entries(root: Path) -> Iterator[dict[str, Any]]:
+    """Every entry in the order of writing; lines that do not parse are passed over. Memory does not grow with the
+    file.
+    """
+    try:
+        file = (root / NAME).open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        while lines := file.readlines(BLOCK):
+            try:
+                # One parse of a block is several times quicker than a parse of each line.
+                found = json.loads(b"[" + b",".join(line for line in lines if line != b"\n") + b"]")
+            except ValueError:
+                found = [entry for entry in map(_parsed, lines) if entry is not None]
+            for entry in found:
+                if isinstance(entry, dict) and isinstance(entry.get("chunk"), int):
+                    yield entry
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def read(root: Path) -> dict[int, dict[str, Any]]:
-    """The latest entry of each chunk; lines that do not parse are passed over."""
-    try:
-        data = (root / NAME).read_bytes()
-    except FileNotFoundError:
-        return {}
-    lines = data.split(b"\n")
-    try:
-        # One parse of everything is several times quicker than a parse of each line.
-        entries = json.loads(b"[" + b",".join(line for line in lines if line) + b"]")
-    except ValueError:
-        entries = []
-        for line in lines:
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                continue
-    return {e["chunk"]: e for e in entries if isinstance(e, dict) and isinstance(e.get("chunk"), int)}
+    """The latest entry of each chunk."""
+    return {entry["chunk"]: entry for entry in entries(root)}

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from diffsamp.errors import DiffsampError
+from diffsamp.files import NotWritten
 from diffsamp.run import manifest
 from diffsamp.run.chunk import CorruptChunk, chunk_path, write_chunk
 from diffsamp.run.claims import REDUCE, Claims
@@ -57,7 +58,18 @@ def run_chunks(
     Raises:
         DiffsampError: another run in the folder, a disk that is full or read-only, arrays of the wrong length.
     """
-    folder = RunFolder(root, recipe, n, seed=seed, chunk=chunk)
+    try:
+        folder = RunFolder(root, recipe, n, seed=seed, chunk=chunk)
+        return _run(folder, generate, rank, world, progress, collect)
+    except NotWritten as error:
+        raise NotWritten(
+            f"{error}; what is finished is kept, free the disk or mend the rights and run the same command again"
+        ) from None
+
+
+def _run(
+    folder: RunFolder, generate: Generate, rank: int, world: int, progress: Progress | None, collect: bool
+) -> RunResult:
     claims = Claims(folder.root)
     try:
         done = folder.adopt()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import diffsamp.run.chunk as chunk_module
+import diffsamp.files as files_module
 from diffsamp.errors import DiffsampError
 from diffsamp.run import RunFolder, run_chunks
 from diffsamp.run import manifest as manifest_module
@@ -103,7 +103,7 @@ def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
                     chunk_path(folder, index).unlink()
                 done_before = 0
         assert finish(start(folder, n, chunk, 0.0)) == expected
-        assert not list(folder.rglob("*.tmp"))  # nor is anything left of the killed writers
+        assert not list(folder.rglob(".*"))  # nor is anything left of the killed writers
     finally:
         stop.set()
         watcher.join()
@@ -180,15 +180,15 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_afterwards(tmp_path, m
 
     def full(handle):
         count[0] += 1
-        if count[0] > 9:
+        if count[0] > 5:
             raise OSError(28, "No space left on device")
         return real(handle)
 
-    monkeypatch.setattr(chunk_module.os, "fsync", full)
+    monkeypatch.setattr(files_module.os, "fsync", full)
     with pytest.raises(DiffsampError, match="No space left on device; what is finished is kept"):
         run_chunks(folder, {}, generate, 40, chunk=4)
     monkeypatch.undo()
-    assert not [p for p in folder.rglob("*") if p.name.endswith(".tmp")]
+    assert not list(folder.rglob(".*"))
     expected = run_chunks(tmp_path / "calm", {}, generate, 40, chunk=4).sha256
     assert 0 < len(RunFolder.existing(folder).present()) < 10
     assert run_chunks(folder, {}, generate, 40, chunk=4).sha256 == expected
@@ -203,7 +203,7 @@ def test_read_only_folder_is_one_clear_line(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(chunk_module.os, "replace", refused)
+    monkeypatch.setattr(files_module.os, "replace", refused)
     with pytest.raises(DiffsampError, match="Read-only file system") as caught:
         run_chunks(tmp_path / "r", {}, generate, 8, chunk=4)
     assert "\n" not in str(caught.value)
