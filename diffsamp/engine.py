@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import rng
+from . import fused, rng
 from .errors import DiffsampError
 from .plan import Mix, Plan, Row
 from .process import Level
@@ -28,8 +28,9 @@ class Program:
     ``correct``, ``rewrite`` and ``advance`` are the row as written. ``direct`` is the next input written over
     ``input``, ``raw`` and older outputs only: the conversion of the prediction and the new base are substituted on the
     host, in float64. That saves passes over the tensors, and in the epsilon form near alpha = 0 large coefficients
-    cancel here and not in the tensors. ``commit`` is the new base over ``input`` and outputs, applied when asked for.
-    Both are None where the old base cannot be expressed.
+    cancel here and not in the tensors. ``one_pass`` is the same as (weight of ``input``, weight of ``raw``) and the
+    rest, where a compiled loop can take it. ``commit`` is the new base over ``input`` and outputs, applied when asked
+    for. They are None where the old base cannot be expressed.
     """
 
     level: Level
@@ -39,6 +40,7 @@ class Program:
     advance: Terms
     direct: Terms | None
     commit: Terms | None
+    one_pass: tuple[tuple[float, float], Terms] | None
     keep_pin: bool
     uses_noise: bool
 
@@ -126,7 +128,7 @@ def _put_base(mix: Mix, base: Mix) -> Mix:
 
 def _compile(row: Row, convert: tuple[float, float], base: Mix | None) -> Program:
     """``base``: the base at the start of the row as a mix of the bank, where it is one."""
-    direct = commit = None
+    direct = commit = one_pass = None
     if base is not None and row.rewrite is None:
         new = base if row.correct is None else _put_base(row.correct, base)
         mix = _put_base(row.advance, new)
@@ -137,10 +139,15 @@ def _compile(row: Row, convert: tuple[float, float], base: Mix | None) -> Progra
         # The prediction is read right after the input, so that both go in one pass.
         direct = (*terms[:1], ("raw", first * q), *terms[1:]) if first * q != 0.0 else tuple(terms)
         commit = None if row.correct is None else tuple(new.terms())
+        weight = dict(direct)
+        # A pin that is set in this row is the converted output, which the loop has not read.
+        if len(weight) > 1 and not (row.keep_pin and "pin" in weight):
+            near = (weight.pop("input", 0.0), weight.pop("raw", 0.0))
+            one_pass = (near, tuple(weight.items()))
     return Program(
         row.level, convert, None if row.correct is None else tuple(row.correct.terms()),
         None if row.rewrite is None else tuple(Mix(m=row.rewrite).terms()), tuple(row.advance.terms()), direct, commit,
-        row.keep_pin, row.uses_noise,
+        one_pass, row.keep_pin, row.uses_noise,
     )  # fmt: skip
 
 
@@ -219,30 +226,40 @@ def step(
     # A base that somebody put in place of the run's own is not what the direct terms assume.
     own = isinstance(state.committed, tuple) or state.committed is x
     direct = program.direct if own and not converted else None
-    if direct is not None and plan.depth == 1 and not program.keep_pin and program.commit is None:
-        m0 = raw  # only the direct terms are read
-    elif p == 0.0:
-        m0 = raw if q == 1.0 else raw * q
-    else:
-        m0 = two(x, p, raw, q)
-    history = (m0, *state.history[: plan.depth - 1])
-    bank: dict[str, torch.Tensor] = {"input": x, "raw": raw}
-    for j, m in enumerate(history):
-        bank[f"m{j}"] = m
-    pin = m0 if program.keep_pin else state.pin
-    if pin is not None:
-        bank["pin"] = pin
-    if state.noise is not None:
-        bank["old_noise"] = state.noise
     fresh = None
     if program.uses_noise:
         if noise is None:
             raise DiffsampError(f"noise: row {state.index} of {plan.solver or 'the plan'} draws noise and got none")
-        fresh = bank["noise"] = noise if noise.dtype == x.dtype else noise.to(x.dtype)
+        fresh = noise if noise.dtype == x.dtype else noise.to(x.dtype)
+    bank: dict[str, torch.Tensor] = {"input": x, "raw": raw}
+    for j, m in enumerate(state.history[: plan.depth - 1]):
+        bank[f"m{j + 1}"] = m
+    if state.pin is not None:
+        bank["pin"] = state.pin
+    if state.noise is not None:
+        bank["old_noise"] = state.noise
+    if fresh is not None:
+        bank["noise"] = fresh
+    # Without a history only the direct terms are read.
+    needed = direct is None or plan.depth > 1 or program.keep_pin or program.commit is not None
+    following = None
+    m0: torch.Tensor | None = raw if (p == 0.0 and q == 1.0) or not needed else None
+    if program.one_pass is not None and direct is not None and fused.wanted(x, raw):
+        weights, older = program.one_pass
+        done = fused.advance(x, raw, [(bank[n], w) for n, w in older], weights, None if m0 is not None else (p, q))
+        if done is not None:
+            m0, following = done[0] if m0 is None else m0, done[1]
+    if m0 is None:
+        m0 = raw * q if p == 0.0 else two(x, p, raw, q)
+    bank["m0"] = m0
+    history = (m0, *state.history[: plan.depth - 1])
+    pin = m0 if program.keep_pin else state.pin
+    if pin is not None:
+        bank["pin"] = pin
     kept = history if plan.depth > 1 else ()
     committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
     if direct is not None:
-        following = combine(direct, bank)
+        following = combine(direct, bank) if following is None else following
         committed = following if program.commit is None else (program.commit, bank)
         return State(state.index + 1, following, committed, kept, pin, fresh)
     bank["base"] = state.base
