@@ -151,4 +151,4 @@ def test_a_numba_that_cannot_run_is_a_warning_and_torch_takes_over(monkeypatch):
     with pytest.warns(UserWarning, match="no locator available"):
         made = run(plan, x, "epsilon")
     fused._loops.cache_clear()
-    assert torch.allclose(made, expected, atol=1e-5)
+    assert float((made - expected).abs().max()) <= 3e-5 * float(expected.abs().max())
