@@ -1,10 +1,12 @@
-"""A row in one pass over the tensors on a CPU, compiled by numba where that is installed (``diffsamp[fast]``).
+"""A row in one pass over the tensors: on a CPU compiled by numba where that is installed (``diffsamp[fast]``), on a GPU
+by the Triton kernel where ``DIFFSAMP_BACKEND=triton`` asks for it.
 
 Torch has no operation with more than two free coefficients, so a second-order row takes four or five passes there and
 is bound by memory. Compiled, every register is read once and the two results are written once. The arithmetic is the
 same term by term, in the dtype of the tensors, and the same for every element: it depends on neither batch nor shape.
 
-``DIFFSAMP_BACKEND=torch`` turns it off. It runs on one thread: where torch has more, large tensors stay with torch.
+``DIFFSAMP_BACKEND=torch`` turns it off. The CPU loops run on one thread: where torch has more, large tensors stay with
+torch.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,12 +45,30 @@ def _loops() -> Any:
         return None
 
 
+@cache
+def on_gpu() -> bool:
+    """``DIFFSAMP_BACKEND`` names Triton: rows then run by it, or raise."""
+    return os.environ.get("DIFFSAMP_BACKEND") == "triton"
+
+
+@lru_cache(maxsize=4096)
+def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Coefficients and row number where the kernel reads them; kept, so that only a plan's first run sends them."""
+    numbers = torch.tensor([rows], dtype=torch.float32).to(device, non_blocking=True)
+    return numbers, torch.zeros(1, dtype=torch.int64, device=device)
+
+
 def wanted(x: torch.Tensor, raw: torch.Tensor) -> bool:
-    """This pair of tensors can go through the compiled loops, and gains by it."""
-    if not available() or not x.is_cpu or raw.shape != x.shape:
+    """This pair of tensors can go through a compiled row, and gains by it."""
+    if raw.shape != x.shape:
         return False
     size = x.numel()
-    if size < SMALLEST or (size > LARGEST_SHARED and torch.get_num_threads() > 1):
+    if on_gpu():
+        if x.dtype != torch.float32:
+            return False
+    elif not available() or not x.is_cpu or size < SMALLEST:
+        return False
+    elif size > LARGEST_SHARED and torch.get_num_threads() > 1:
         return False
     if (x.requires_grad or raw.requires_grad) and torch.is_grad_enabled():
         return False
@@ -75,9 +95,23 @@ def advance(
 
     Returns:
         (converted output or None, next input), or None where there are too many registers or numba cannot run.
+
+    Raises:
+        BackendError: ``DIFFSAMP_BACKEND=triton`` where Triton is missing or the tensors are not on a GPU.
     """
+    if len(older) > 4:
+        return None
+    if on_gpu():
+        from diffsamp_kernels import linear_step
+
+        rows = [(*weights, *(weight for _, weight in older))]
+        if convert is not None:
+            rows.append((*convert, *([0.0] * len(older))))
+        table, first = _table(tuple(rows), x.device)
+        made = linear_step([x, raw, *(tensor for tensor, _ in older)], table, first, backend="triton")
+        return (None if convert is None else made[1]), made[0]
     loops, kind = _loops(), _KINDS[x.dtype]
-    if loops is None or len(older) > 4:
+    if loops is None:
         return None
     tensors = [x, raw, *(tensor for tensor, _ in older)]
     if not all(tensor.is_contiguous() for tensor in tensors):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +121,7 @@ def test_the_environment_can_turn_it_off(monkeypatch):
     assert fused.wanted(x, x)
     fused.available.cache_clear()
     monkeypatch.setenv("DIFFSAMP_BACKEND", "torch")
-    assert not fused.wanted(x, x)
+    assert not fused.on_gpu() and not fused.wanted(x, x)
     monkeypatch.undo()
     fused.available.cache_clear()
     assert fused.wanted(x, x)
@@ -152,3 +156,45 @@ def test_a_numba_that_cannot_run_is_a_warning_and_torch_takes_over(monkeypatch):
         made = run(plan, x, "epsilon")
     fused._loops.cache_clear()
     assert float((made - expected).abs().max()) <= 3e-5 * float(expected.abs().max())
+
+
+RUN_BY_TRITON = """
+import torch, diffsamp
+from diffsamp import fused
+calls = []
+import diffsamp_kernels
+real = diffsamp_kernels.linear_step
+def counted(*arguments, **options):
+    calls.append(len(arguments[0]))
+    return real(*arguments, **options)
+diffsamp_kernels.linear_step = counted
+process = diffsamp.Process.vp()
+for name, order in (("unipc", 2), ("dpmpp-2m", 2), ("euler-ancestral", 1)):
+    plan = diffsamp.solver(name)(process, diffsamp.grid("karras", process, 5))
+    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    network = lambda value, level: torch.tanh(0.7 * value + 0.1)
+    ends = []
+    for triton in (True, False):
+        fused.on_gpu = lambda: triton
+        fused.available = lambda: False
+        ends.append(diffsamp.sample(plan, network, x, prediction="epsilon", seeds=[0, 1]))
+    assert len(calls) >= 4, (name, calls)
+    calls.clear()
+    gap = float((ends[0] - ends[1]).abs().max() / ends[1].abs().max())
+    assert gap < 3e-5, (name, gap)
+print("equal")
+"""
+
+
+def test_rows_by_the_triton_kernel_equal_rows_by_torch_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "DIFFSAMP_BACKEND": "triton", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", RUN_BY_TRITON], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stdout + done.stderr
+
+
+def test_triton_asked_for_on_a_cpu_says_what_it_needs(monkeypatch):
+    monkeypatch.setattr(fused, "on_gpu", lambda: True)
+    process = diffsamp.Process.vp()
+    plan = diffsamp.solver("unipc")(process, diffsamp.grid("karras", process, 4))
+    with pytest.raises(ValueError, match="triton"):
+        run(plan, torch.randn(1, 3, 32, 32), "epsilon")
