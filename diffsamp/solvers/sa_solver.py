@@ -6,6 +6,8 @@ x_t = (sigma_t/sigma_s)·e^{−tau²h}·x + (1+tau²)·alpha_t·Σ_j m_j·∫_{�
 l_j: Lagrange polynomials in lambda; the corrector at t adds the output there and reuses the predictor's noise. At order
 2 the published code replaces one integral by its small-step value; so does this (an O(h³) change).
 Predictor order 1 to 3, corrector order 0 (none) to 3, one evaluation per step, stochastic where tau > 0.
+tau holds everywhere unless ``tau_range`` gives the network times where it does. The stock scheduler's default is
+tau_range=(200, 800) on any clock, so that in Stable Video Diffusion and near a flow's ends it draws no noise.
 Source: Xue et al. 2023, arXiv:2309.05019, Algorithms 1 and 2. Twin: diffusers SASolverScheduler.
 
 @inproceedings{xue2023sasolver, title={SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models},
