@@ -56,7 +56,7 @@ def test_bad_input_is_one_clear_line(tmp_path):
         (("--model", "nothere"), "no embedded model and no folder"),
         (("--extractor", "inception-fid", "--feature-weights", "/nowhere.pth"), "no file /nowhere.pth"),
         (("--reference", "/nowhere"), "no such file or folder"),
-        (("--engine", "ray"), "accepted: auto"),
+        (("--engine", "dask"), "accepted: auto, local, torch, shared, ray"),
         (("--n", "0"), "n=0"),
         (("--threads", "0"), "threads"),
         (("--prompts", "/nowhere.txt"), "prompts"),

@@ -39,7 +39,7 @@ def bench(
     artifacts: Annotated[
         str | None, typer.Option(help="Folder of calibrated ratios for dc(...), in place of those that ship.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, local, torch (torchrun, accelerate) or shared.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, local, torch (torchrun, accelerate), shared or ray.")] = "auto",
     threads: Annotated[int, typer.Option(help="Threads of this process; pictures are repeatable for equal threads.")] =
     1, device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")] = "cpu",
     keep: Annotated[int, typer.Option(help="Seeds whose pictures are kept for the report.")] = 64,

@@ -179,7 +179,7 @@ class _Runner:
             recipe["made"] = made  # another artifact is another run
         generate = PipelineGenerator(
             self.pipe, cell, self.features, steps=steps, first_seed=bench.seed, keep=bench.keep, chunk=bench.chunk,
-            prompts=bench.prompts, keep_all=bench.keep_all,
+            prompts=bench.prompts, keep_all=bench.keep_all, threads=bench.threads,
         )  # fmt: skip
         progress = None if self.told is None else lambda done, total, own: self.told(cell, done, total)
         result = run_on(

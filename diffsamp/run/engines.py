@@ -3,6 +3,7 @@
 local    this process alone.
 torch    the ranks of `torchrun` or `accelerate launch` (any launcher that sets RANK and WORLD_SIZE); gloo or nccl.
 shared   plain independent processes on one folder, such as a SLURM array: start the same command as often as you like.
+ray      tasks of a Ray cluster (an optional extra), see ray_engine.py; the folder must be shared by its nodes.
 auto     torch when WORLD_SIZE says that there are more ranks than one, else shared (which alone is local).
 
 All use the same chunks and claims, so their result hash is the same and a lost process costs one chunk.
@@ -21,16 +22,20 @@ from diffsamp.files import write_whole
 from diffsamp.run.folder import RunResult
 from diffsamp.run.work import Generate, run_chunks
 
-ENGINES = ("auto", "local", "torch", "shared")
+ENGINES = ("auto", "local", "torch", "shared", "ray")
 
 
 def resolve(engine: str) -> str:
-    """The engine that "auto" stands for here; DiffsampError for an unknown name or torch without a launcher."""
+    """The engine that "auto" stands for here; DiffsampError for an unknown name, torch without a launcher, no ray."""
     if engine not in ENGINES:
         raise DiffsampError(f"engine={engine!r}; accepted: {', '.join(ENGINES)}")
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if engine == "auto":
         return "torch" if world > 1 else "shared"
+    if engine == "ray":
+        from diffsamp.run.ray_engine import load_ray
+
+        load_ray()
     if engine == "torch" and "RANK" not in os.environ:
         raise DiffsampError("engine='torch' needs RANK and WORLD_SIZE; start it by torchrun or accelerate launch")
     return engine
@@ -40,6 +45,8 @@ def ranks(engine: str) -> tuple[int, int]:
     """(rank, world) for where a process starts to look."""
     if resolve(engine) == "torch":
         return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if engine == "ray":
+        return 0, 1
     task, tasks = os.environ.get("SLURM_ARRAY_TASK_ID"), os.environ.get("SLURM_ARRAY_TASK_COUNT")
     if task and tasks:
         return int(task), int(tasks)
@@ -51,6 +58,10 @@ def run_on(
 ) -> RunResult:
     """`run_chunks` by an engine; under torch every rank returns the result, and they are checked to agree."""
     rank, world = ranks(engine)
+    if engine == "ray":
+        from diffsamp.run.ray_engine import run_on_ray
+
+        return run_on_ray(root, recipe, generate, n, **options)
     if resolve(engine) != "torch":
         return run_chunks(root, recipe, generate, n, rank=rank, world=world, **options)
     _join()

@@ -92,12 +92,12 @@ class PipelineGenerator:
 
     def __init__(
         self, pipe: Any, cell: Cell, extractor: Any, *, steps: int, first_seed: int, keep: int, chunk: int,
-        prompts: Sequence[str] = (), keep_all: bool = False,
+        prompts: Sequence[str] = (), keep_all: bool = False, threads: int | None = None,
     ) -> None:  # fmt: skip
         self.pipe, self.cell, self.extractor, self.steps = pipe, cell, extractor, steps
         self.first_seed, self.keep, self.chunk, self.keep_all = first_seed, keep, chunk, keep_all
-        self.prompts = list(prompts)
-        self.calls = 0
+        self.prompts, self.threads = list(prompts), threads
+        self.calls, self.device = 0, str(pipe.device)
         network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
         if network is not None:
             network.register_forward_pre_hook(self._count)
@@ -134,6 +134,9 @@ class PipelineGenerator:
     def __call__(self, seeds: np.ndarray) -> dict[str, np.ndarray]:
         import torch
 
+        # A worker that got this object from another process has its own default, and pictures depend on it.
+        if self.threads is not None and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
         with torch.inference_mode():
             latent = isinstance(self._classes, int) and self._classes > 0
             out = self.pipe(**self.arguments(seeds), output_type="latent" if latent else "pt").images

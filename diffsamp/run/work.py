@@ -113,21 +113,29 @@ def _sweep(
             if chunk_path(folder.root, index).exists():
                 done.add(index)
                 _tell(progress, folder, done, False)
-            elif claims.take(index):
-                try:
-                    # Another process may have finished it between the look and the claim.
-                    if not chunk_path(folder.root, index).exists():
-                        _make(folder, index, generate)
-                        made = True
-                finally:
-                    claims.release(index)
-                done.add(index)
-                _tell(progress, folder, done, True)
-            else:
+            elif (own := attempt(folder, claims, generate, index)) is None:
                 left.append(index)
+            else:
+                made |= own
+                done.add(index)
+                _tell(progress, folder, done, own)
         open_chunks = left
         if left and not made:
             time.sleep(WAIT)
+
+
+def attempt(folder: RunFolder, claims: Claims, generate: Generate, index: int) -> bool | None:
+    """Make a chunk: True when this process made it, False when it was there, None when another process has it."""
+    if not claims.take(index):
+        return None
+    try:
+        # Another process may have finished it between a look and the claim.
+        if chunk_path(folder.root, index).exists():
+            return False
+        _make(folder, index, generate)
+        return True
+    finally:
+        claims.release(index)
 
 
 def _make(folder: RunFolder, index: int, generate: Generate) -> None:
