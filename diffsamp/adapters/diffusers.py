@@ -29,6 +29,7 @@ from ..grids import Grid, dynamic_shift, grid, shift_sigmas, stretch_to_terminal
 from ..plan import Plan
 from ..process import Process
 from ..registry import Solver, solver, solvers
+from .per_call import for_run
 
 _WORDS = {
     "ddim": "DDIM", "ddpm": "DDPM", "dpmpp": "DPMPP", "unipc": "UniPC", "deis": "DEIS", "ipndm": "IPNDM", "sde": "SDE",
@@ -336,7 +337,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             raise DiffsampError("num_inference_steps: is not set; call set_timesteps first")
         if start not in self._plans:
             where = 0 if start == 0 else self._plan_from(0).rows[start].level.index
-            self._plans[start] = self.solver(self.process, self._grid.after(where))
+            made = for_run(self.solver, len(self._grid), where)
+            self._plans[start] = made(self.process, self._grid.after(where))
         return self._plans[start]
 
     # -- the run ----------------------------------------------------------------------------------------------------

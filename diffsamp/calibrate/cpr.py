@@ -39,6 +39,18 @@ class Cascade:
     nfe: tuple[int, int]
     guidance_scale: tuple[float, float]
 
+    @classmethod
+    def published(cls, coefficients: Sequence[float] | np.ndarray) -> Cascade:
+        """From the 36 coefficients that the authors publish for a model, in their order (float64).
+
+        They explode outside 5 to 20 calls and guidance 1 to 12, so that is the domain. One model's coefficients do not
+        fit another's.
+        """
+        flat = np.asarray(coefficients, dtype=np.float64).reshape(-1)
+        if flat.size != 36 or not np.isfinite(flat).all():
+            raise DiffsampError(f"coefficients: got {flat.size} numbers; accepted: 36 finite ones")
+        return cls(flat.reshape(4, 3, 3), None, (5, 20), (1.0, 12.0))
+
     def ratios(self, nfe: int, guidance_scale: float, *, outside: str = "raise") -> tuple[float, ...]:
         """Ratios for a setting; the first two are 1.
 

@@ -1,4 +1,4 @@
-"""From the name of a calibrated solver to the solver with its values: what ``dc-unipc`` means for a model and setting."""
+"""From the name of a calibrated solver to the solver with its values: what ``dc-unipc`` means for a model."""
 
 from __future__ import annotations
 

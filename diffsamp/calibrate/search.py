@@ -117,8 +117,8 @@ def _corrects(plan: Plan, index: int) -> bool:
     return index < plan.nfe and plan.rows[index].correct is not None and bool(plan.rows[index].correct.m)
 
 
-# How a value is found where it is not by a scalar search: (base, state, output of the row, goal) to the value, its loss,
-# the loss at the neutral value and the network calls made.
+# How a value is found where it is not by a scalar search: (base, state, output of the row, goal) to the value, its
+# loss, the loss at the neutral value and the network calls made.
 Descent = Callable[[Plan, engine.State, torch.Tensor, torch.Tensor], tuple[float, float, float, int]]
 
 

@@ -1,0 +1,40 @@
+"""Values that a solver holds per network call, in runs that have other calls than they were found for.
+
+Ratios of DC-Solver and constants of DualFast belong to one number of calls. A scheduler is asked for any number, and to
+begin anywhere (image-to-image): values for another number are not used, with a warning; a run that begins inside keeps
+the values of its own steps, neutral where its history is still too short.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..registry import Solver
+
+# Option -> value that changes nothing.
+_NEUTRAL = {"ratios": 1.0, "c": 0.0}
+
+
+def for_run(made: Solver, calls: int, start: int = 0) -> Solver:
+    """``made`` for a schedule of ``calls`` network calls that is entered at call ``start``."""
+    inner = None if made.inner is None else for_run(made.inner, calls, start)
+    options: dict[str, Any] = dict(made.options)
+    for name, neutral in _NEUTRAL.items():
+        values = options.get(name)
+        if not isinstance(values, Sequence) or isinstance(values, str) or not made.info.transform:
+            continue
+        if len(values) != calls:
+            warnings.warn(
+                f"{made.info.name}: has {name} for {len(values)} network calls, this run has {calls}; "
+                f"using {neutral:g} everywhere, the base solver. Calibrate for {calls} calls",
+                stacklevel=2,
+            )
+            options[name] = [neutral] * calls
+        if start:
+            short = int(options.get("k", 2)) if name == "ratios" else 1
+            rest = list(options[name])[start:]
+            options[name] = [neutral] * min(short, len(rest)) + rest[short:]
+    return replace(made, options=tuple(sorted(options.items())), inner=inner)
