@@ -42,7 +42,8 @@ class Setting:
 
     Attributes:
         nfe, guidance_scale: the setting.
-        values: ratios (dc), constants (dualfast), noise-to-signal ratios (grid); "all": ratios, then constants.
+        values: ratios (dc), constants (dualfast), noise-to-signal ratios (grid); "all": a whole table, see
+            :func:`diffsamp.calibrate.table.pack`.
         grid: digest of the noise levels that it was calibrated on.
         before, after: mean squared error of the final state on the calibration points.
         held_out_before, held_out_after: the same on seeds that the search never saw.
@@ -121,7 +122,7 @@ class Artifact:
             )
 
     def apply(self, plan: Plan, guidance_scale: float, *, model: str | None = None) -> Plan:
-        """``plan`` with the calibrated values.
+        """``plan`` with the calibrated values; one of "all" has noise levels of its own and starts where ``plan`` does.
 
         Args:
             plan: the base solver on the grid of the calibration.
@@ -134,6 +135,7 @@ class Artifact:
         from ..registry import solver as by_name
         from ..solvers.dc import dc
         from ..solvers.dualfast import dualfast
+        from .table import unpack
 
         if self.method == "grid":
             raise DiffsampError(
@@ -153,9 +155,7 @@ class Artifact:
         elif self.method == "dualfast":
             made = dualfast(plan, c=values, tau=self.options.get("tau", "first"))
         else:
-            n = plan.nfe
-            mixed = dualfast(plan, c=values[n:], tau=self.options.get("tau", "first"))
-            made = dc(mixed, ratios=values[:n], k=self.options.get("k", 2))
+            made = unpack(plan.process, plan.nfe, values)
         return made.with_rows(made.rows, solver=f"{self.method}({self.solver})")
 
     def levels(self, process: Any, nfe: int, guidance_scale: float, *, model: str | None = None) -> Grid:

@@ -78,8 +78,8 @@ def grid(
     guidance_scale: _Scale = "1,3,7.5",
     out: _Out = None,
     start: Annotated[str, typer.Option(help="Name of the grid to start from.")] = "linspace",
-    trials: Annotated[int, typer.Option(help="Runs per setting.")] = 40,
-    points: _Points = 10,
+    rounds: Annotated[int, typer.Option(help="Rounds of the Gauss-Newton search, at most.")] = 5,
+    points: _Points = 32,
     held_out: _HeldOut = 20,
     reference_steps: _Steps = 200,
     plot: _Plot = None,
@@ -87,9 +87,8 @@ def grid(
     """Noise levels for a given number of calls."""
     from ..calibrate import calibrate_grid
 
-    _run(calibrate_grid, "grid", model, solver, nfe, guidance_scale, out, plot, grid=start, trials=trials,
-    points=points,
-         held_out=held_out, reference_steps=reference_steps)  # fmt: skip
+    _run(calibrate_grid, "grid", model, solver, nfe, guidance_scale, out, plot, grid=start, rounds=rounds,
+         points=points, held_out=held_out, reference_steps=reference_steps)  # fmt: skip
 
 
 @app.command("all")
@@ -100,12 +99,12 @@ def all_(
     guidance_scale: _Scale = "1,3,7.5",
     out: _Out = None,
     grid: _Grid = "linspace",
-    points: _Points = 10,
+    points: _Points = 48,
     held_out: _HeldOut = 20,
     reference_steps: _Steps = 200,
     plot: _Plot = None,
 ) -> None:
-    """Ratios and constants together."""
+    """Levels, ratios and constants, then all numbers of the table together."""
     from ..calibrate import calibrate_all
 
     _run(calibrate_all, "all", model, solver, nfe, guidance_scale, out, plot, grid=grid, points=points,
