@@ -7,8 +7,13 @@
 quality      generative perplexity by an independent judge (a Kneser-Ney trigram on chapters that the model never saw)
              together with token entropy and distinct bigrams, since a low temperature lowers perplexity alone.
 temperature  the law of a float32 race (lattice of 2^-24) applied to the model's own predictions.
-speed        CPU seconds of one thread. Full runs are composed of measured parts, calls x (body + head + sampler) +
-             steps x draw, with a random network of 4 layers and width 256; one case is also run end to end.
+sampled      the same cost seen in samples: published float32 races against exact draws of the same ancestral law.
+speed        CPU seconds of one thread, composed of measured parts, calls x (body + head + sampler) + steps x draw,
+             with a random network of 4 layers and width 256.
+end_to_end   a few of the same cases run whole.
+
+Two peers are measured beside our samplers: "published", the loop of `published_ancestral.py`, and "tuned", our own
+`masked.ancestral`, which races in place. Bars are judged against the first; the second is printed next to it.
 """
 
 from __future__ import annotations
@@ -21,87 +26,97 @@ import platform
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels" / "torch-ext")]
+import published_ancestral as published  # noqa: E402
 from kneser_ney import KneserNey  # noqa: E402
+from masked_report import bars, markdown, plots  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from diffsamp import masked  # noqa: E402
-from diffsamp.masked.ancestral import ancestral, mixed_race  # noqa: E402
+from diffsamp.masked.ancestral import ancestral, race  # noqa: E402
 from diffsamp.masked.text_model import MaskedTransformer, TextModelConfig  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results"
-
-
-def cpu(function: Any, least: float = 0.15, most: int = 20) -> float:
-    """Median CPU seconds of a call, over at least `least` seconds."""
-    function()
-    times: list[float] = []
-    while not times or (sum(times) < least and len(times) < most):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return sorted(times)[len(times) // 2]
+RESULTS = HERE / "results"
 
 
 # ---------------------------------------------------------------------------------------------------------- quality
 
 
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """Mean and its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
 def text_facts(rows: list[list[int]], judge: KneserNey) -> dict[str, float]:
-    """Judge's perplexity, token entropy in nats, share of distinct bigrams; means over rows."""
-    nats = float(np.mean([judge.nats(row) for row in rows]))
-    entropies = []
+    """Judge's perplexity, token entropy in nats and share of distinct bigrams, per sequence, with standard errors."""
+    nats, error = mean_and_error([judge.nats(row) for row in rows])
+    entropies, distinct = [], []
     for row in rows:
         share = np.array(list(Counter(row).values())) / len(row)
         entropies.append(float(-(share * np.log(share)).sum()))
-    pairs = [pair for row in rows for pair in zip(row, row[1:], strict=False)]
-    return {
-        "gen_perplexity": math.exp(nats),
-        "entropy": float(np.mean(entropies)),
-        "distinct_2": len(set(pairs)) / len(pairs),
-    }
+        distinct.append(len(set(zip(row, row[1:], strict=False))) / (len(row) - 1))
+    facts = {"samples": len(rows), "gen_perplexity": math.exp(nats), "gen_perplexity_se": math.exp(nats) * error}
+    for name, values in (("entropy", entropies), ("distinct_2", distinct)):
+        facts[name], facts[f"{name}_se"] = mean_and_error(values)
+    return facts
+
+
+def heldout() -> tuple[masked.TextModel, KneserNey, torch.Tensor]:
+    model = masked.load_text_model()
+    data = load_file(str(HERE / "data" / "kjv_heldout.safetensors"))
+    return model, KneserNey(data["judge"].tolist(), 3, model.vocab_size - 1), data["test"].long()
 
 
 def quality(quick: bool) -> list[dict[str, Any]]:
-    model = masked.load_text_model()
-    heldout = load_file(str(Path(__file__).parent / "data" / "kjv_heldout.safetensors"))
-    judge = KneserNey(heldout["judge"].tolist(), 3, model.vocab_size - 1)
-    rows, length = (4, 64) if quick else (4, 128)
+    model, judge, test = heldout()
+    rows, length = (4, 64) if quick else (32, 128)
     x = torch.full((rows, length), model.mask_id)
-    real = heldout["test"][: rows * length].long().view(rows, length).tolist()
+    start = torch.linspace(0, len(test) - length, rows).long()
+    real = test[start[:, None] + torch.arange(length)].tolist()
     table = [{"sampler": "real text (test chapters)", "calls": 0, **text_facts(real, judge)}]
-    cells: list[tuple[str, Any, str, dict[str, Any]]] = []
-    for steps in (8, 32) if quick else (8, 32, 128):
-        cells.append(("first hitting", masked.FirstHitting(steps=steps), "random", {}))
-        if steps in (8, 32):
-            cells.append(("first hitting, 2nd order", masked.FirstHitting(steps=steps, extrapolate=True), "random", {}))
-            cells.append(("count-first ancestral", masked.CountFirst(steps), "random", {}))
-    for steps in (16,) if quick else (32,):
-        cells += [
-            ("confidence order", masked.FirstHitting(steps=steps), "confidence", {}),
-            ("entropy order", masked.FirstHitting(steps=steps), "entropy", {}),
-            ("low-confidence (legacy)", masked.FirstHitting(steps=steps), "low-confidence", {}),
-        ]
-    cells.append(("first hitting, T = 0.8", masked.FirstHitting(steps=32), "random", {"temperature": 0.8}))
-    cells.append(("first hitting, top-p 0.9", masked.FirstHitting(steps=32), "random", {"top_p": 0.9}))
+    hit = masked.FirstHitting
+    few, many = ((8, 16), 16) if quick else ((8, 32), 128)
+    middle = few[-1]
+    cells: list[tuple[str, Any, str, dict[str, Any]]] = [
+        (name, sampler(steps), "random", {})
+        for steps in dict.fromkeys((*few, many))
+        for name, sampler in (
+            ("first hitting", lambda n: hit(steps=n)),
+            ("first hitting, 2nd order", lambda n: hit(steps=n, extrapolate=n < 128)),
+            ("count-first ancestral", masked.CountFirst),
+            ("ReMDM, rescale 0.1", lambda n: masked.ReMDM(n, "rescale", 0.1)),
+            ("P2, eta 1", lambda n: masked.P2(n)),
+        )
+        if not (name.endswith("2nd order") and steps == 128)  # one token a call: nothing to extrapolate
+    ]
+    cells += [
+        (f"{name} order", hit(steps=middle), name, {}) for name in ("confidence", "entropy", "margin", "low-confidence")
+    ]
+    cells += [
+        ("ReMDM, cap 0.05", masked.ReMDM(middle, "cap", 0.05), "random", {}),
+        ("ReMDM, conf 0.5", masked.ReMDM(middle, "conf", 0.5), "random", {}),
+        ("P2, eta 0", masked.P2(middle, 0.0), "random", {}),
+        ("first hitting, T = 0.8", hit(steps=middle), "random", {"temperature": 0.8}),
+        ("first hitting, top-p 0.9", hit(steps=middle), "random", {"top_p": 0.9}),
+    ]
     for name, sampler, order, options in cells:
         tokens, facts = masked.sample(
-            model,
-            x,
-            mask_id=model.mask_id,
-            sampler=sampler,
-            order=order,
-            seeds=range(rows),
-            record_entropy=False,
+            model, x, mask_id=model.mask_id, sampler=sampler, order=order, seeds=range(rows), record_entropy=False,
             **options,
-        )
+        )  # fmt: skip
         table.append({"sampler": name, "calls": facts["calls"], **text_facts(tokens.tolist(), judge)})
+        progress(f"{name}, {facts['calls']} calls")
     return table
 
 
@@ -128,6 +143,11 @@ def effective_temperature(p: np.ndarray, q: np.ndarray) -> float:
     return best[1]
 
 
+def zipf(classes: int = 50_257) -> np.ndarray:
+    weight = 1 / np.arange(1, classes + 1)
+    return weight / weight.sum()
+
+
 def temperature(quick: bool) -> dict[str, Any]:
     model = masked.load_text_model()
     x = torch.full((4, 64 if quick else 128), model.mask_id)
@@ -140,12 +160,10 @@ def temperature(quick: bool) -> dict[str, Any]:
 
     masked.sample(model, x, mask_id=model.mask_id, sampler=masked.FirstHitting(steps=64), seeds=range(4), callback=keep)
     p = np.concatenate(kept)
-    big = 1 / np.arange(1, 50_258)
-    zipf = (big / big.sum())[None]
     law = []
     for steps in (256, 1024, 2048, 10_000, 50_000, 250_000):
         entry: dict[str, Any] = {"steps": steps}
-        for name, source in (("embedded model, V=1,024", p), ("Zipf, V=50,257", zipf)):
+        for name, source in (("embedded model, V=1,024", p), ("Zipf, V=50,257", zipf()[None])):
             q, rate = lattice_law(source, steps)
             entropy = [float(-(a * np.log(np.maximum(a, 1e-300))).sum(-1).mean()) for a in (source, q)]
             entry[name] = {
@@ -155,6 +173,129 @@ def temperature(quick: bool) -> dict[str, Any]:
             }
         law.append(entry)
     return {"law": law, "predictions": len(p)}
+
+
+# ---------------------------------------------------------------------------------------------------------- sampled
+
+
+class Recorded:
+    """A denoiser for one sequence that keeps the predictions its tokens are drawn from."""
+
+    def __init__(self, predict: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.predict, self.kept = predict, []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        logits = self.predict(x)[:, positions[0]]
+        self.kept.append((positions[0].clone(), logits[0].clone()))
+        return logits
+
+    def draws(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions (n, V) and the tokens (n,) of the finished x (1, L) that were drawn from them."""
+        return torch.cat([row for _, row in self.kept]), x[0, torch.cat([at for at, _ in self.kept])]
+
+
+@torch.no_grad()
+def raced(
+    predict: Callable[[torch.Tensor], torch.Tensor], length: int, mask_id: int, steps: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(tokens (1, L), predictions (L, V), drawn tokens (L,)) of the published ancestral loop.
+
+    Raced at masked positions only: the published loop races everywhere and throws the rest away, with the same law.
+    """
+    x, kept, p = torch.full((1, length), mask_id), [], None
+    for i in range(steps):
+        at = (x[0] == mask_id).nonzero()[:, 0]
+        if not len(at):
+            break
+        if p is None:
+            logits = predict(x)[0, at]
+            p = published.probabilities(logits[None].clone(), x[:, at], mask_id, dtype)
+        drawn = published.draw(p, 1 - i / steps, 1 - (i + 1) / steps, mask_id)[0]
+        new = drawn != mask_id
+        if bool(new.any()):
+            kept.append((logits[new], drawn[new]))
+            x[0, at[new]] = drawn[new]
+            p = None
+    return x, torch.cat([a for a, _ in kept]), torch.cat([b for _, b in kept])
+
+
+def fitted_temperature(logits: torch.Tensor, tokens: torch.Tensor, mask_id: int) -> tuple[float, float]:
+    """Maximum-likelihood T of tokens (n,) drawn from softmax(logits / T), and its standard error.
+
+    In u = 1/T the log-likelihood is concave with curvature the variance of the logit, so Newton's method finds it.
+    """
+    logits = logits.double()
+    if mask_id < logits.shape[-1]:
+        logits = logits[:, [i for i in range(logits.shape[-1]) if i != mask_id]]  # the mask is the last class here
+    chosen, u, curvature = logits.gather(-1, tokens[:, None])[:, 0].mean(), 1.0, 1.0
+    for _ in range(30):
+        p = (u * logits).softmax(-1)
+        mean = (p * logits).sum(-1)
+        curvature = float(((p * logits**2).sum(-1) - mean**2).mean())
+        u = max(u + float(chosen - mean.mean()) / curvature, 0.05)
+    return 1 / u, 1 / (u * u * math.sqrt(curvature * len(tokens)))
+
+
+def expected_surprisal(p: np.ndarray, steps: int) -> float:
+    """Mean of -log p over all revelations of float32 ancestral sampling from one law p, by the law of the lattice."""
+    surprisal, masks, total = -np.log(p), 1.0, 0.0
+    for i in range(steps):
+        t = 1 - i / steps
+        q, rate = lattice_law(p, steps, t)
+        # The mask survives with probability s/t; the classes together win with rate x (t - s)/t.
+        fall = masks * (1.0 if i == steps - 1 else min(float(rate) / (steps * t), 1.0))
+        total, masks = total + fall * float((q * surprisal).sum()), masks - fall
+    return total
+
+
+def sampled(quick: bool) -> dict[str, Any]:
+    """Sequences drawn with float32 races and exactly, at the same number of ancestral steps."""
+    model, judge, _ = heldout()
+    table: list[dict[str, Any]] = []
+    length = 32 if quick else 128
+    cases = [(500, 2, 2)] if quick else [(10_000, 16, 16), (50_000, 8, 16)]
+
+    def add(name: str, steps: int, runs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], mask_id: int, **more):
+        logits, tokens = (torch.cat([r[k] for r in runs]) for k in (1, 2))
+        logp = logits.double().log_softmax(-1)
+        surprisal, error = mean_and_error((-logp.gather(-1, tokens[:, None])[:, 0]).tolist())
+        t, t_error = fitted_temperature(logits, tokens, mask_id)
+        table.append({"model": name[0], "draws": name[1], "steps": steps, "samples": len(runs), "tokens": len(tokens),
+                      "surprisal": surprisal, "surprisal_se": error, "temperature": t, "temperature_se": t_error,
+                      **more})  # fmt: skip
+        progress(f"{name}, {steps} steps: T = {t:.3f}")
+
+    for steps, low, exact in cases:
+        for draws, count in (("float32 race", low), ("exact (count-first)", exact)):
+            runs = []
+            for i in range(count):
+                torch.manual_seed(i)
+                if draws == "float32 race":
+                    runs.append(raced(lambda x: model(x), length, model.mask_id, steps, torch.float32))
+                    continue
+                net = Recorded(lambda x: model(x))
+                x = torch.full((1, length), model.mask_id)
+                y, _ = masked.sample(net, x, mask_id=model.mask_id, sampler=masked.CountFirst(steps), seeds=[i],
+                                     record_entropy=False)  # fmt: skip
+                runs.append((y, *net.draws(y)))
+            rows = [r[0][0].tolist() for r in runs]
+            add(("embedded model", draws), steps, runs, model.mask_id, **text_facts(rows, judge))
+    p = zipf(1000 if quick else 50_257)
+    row = torch.from_numpy(np.log(p)).float()
+    steps, mask_id = (128 if quick else 2048), len(p)
+    logits = torch.cat([row, torch.full((1,), -1e6)])
+    for draws, positions in (("float32 race", 8 if quick else 128), ("float64 race", 8 if quick else 32)):
+        torch.manual_seed(0)
+        run = raced(lambda x: logits.expand(1, x.shape[1], -1).clone(), positions, mask_id, steps,
+                    torch.float32 if draws == "float32 race" else torch.float64)  # fmt: skip
+        more = {"expected_surprisal": expected_surprisal(p, steps)} if draws == "float32 race" else {}
+        add(("Zipf table", draws), steps, [run], mask_id, **more)
+    net = Recorded(lambda x: row.expand(1, x.shape[1], -1))
+    y, _ = masked.sample(net, torch.full((1, 64 if quick else 1024), mask_id), mask_id=mask_id,
+                         sampler=masked.CountFirst(steps), seeds=[0], record_entropy=False)  # fmt: skip
+    entropy = float(-(p * np.log(p)).sum())
+    add(("Zipf table", "exact (count-first)"), steps, [(y, *net.draws(y))], mask_id, expected_surprisal=entropy)
+    return {"table": table}
 
 
 # ------------------------------------------------------------------------------------------------------------ speed
@@ -167,258 +308,165 @@ def network(length: int, vocabulary: int) -> MaskedTransformer:
     ).eval()
 
 
+def least(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Smallest CPU seconds of this thread for each function, the functions taking turns."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.thread_time()
+            function()
+            best[name] = min(best.get(name, math.inf), time.thread_time() - start)
+    return best
+
+
+def fresh(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result from a process of its own.
+
+    What the allocator has seen before decides whether an array of some megabytes is new memory or not, and with it half
+    of the time of a loop that allocates: the published draw at L=128, V=4,096 takes 5 or 9.5 ms, from run to run.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as p:
+        return p.submit(function, *arguments).result()
+
+
 @torch.no_grad()
-def parts(length: int, vocabulary: int) -> dict[str, float]:
+def parts(length: int, vocabulary: int, rounds: int) -> dict[str, float]:
     """CPU seconds of the parts of one call, batch 1."""
     net = network(length, vocabulary)
     x = torch.full((1, length), vocabulary)
     hidden = net.hidden(x)
-    logits = net.head(hidden)[0].contiguous()
-    usable = logits[:, :vocabulary].contiguous()
+    logits = net.head(hidden)
+    usable = logits[0, :, :vocabulary].contiguous()
+    row, u = usable[:1], torch.rand(1, 2, dtype=torch.float64)
+    begun = masked.init(masked.FirstHitting(), x, mask_id=vocabulary, seeds=[0], record_entropy=False)
 
-    def run(sampler: Any, events: int = 8) -> None:
-        state = masked.init(sampler, x, mask_id=vocabulary, seeds=[0], record_entropy=False)
+    def sampler(events: int = 8) -> None:
+        state = begun
         for _ in range(events):
-            state = masked.step(state, lambda ids, t, positions=None: logits[None][:, positions[0]])
+            state = masked.step(state, lambda ids, t, positions=None: logits[:, positions[0]])
 
-    row = usable[:1]
-    u = torch.rand(1, 2, dtype=torch.float64)
-    return {
-        "body": cpu(lambda: net.hidden(x)), "head": cpu(lambda: net.head(hidden)),
-        "head_row": cpu(lambda: net.head(hidden[:, :1])),
-        "race_fp32": cpu(lambda: mixed_race(usable, 0.1, "fp32")),
-        "race_fp64": cpu(lambda: mixed_race(usable, 0.1, "fp64")),
-        "sampler": cpu(lambda: run(masked.FirstHitting())) / 8,
-        "row_safe": cpu(lambda: masked.categorical.draw(row, lambda shape: u)),
-        "row_gumbel_fp64": cpu(lambda: masked.sample_categorical(row, precision="fp64")),
-    }  # fmt: skip
-
-
-def speed(quick: bool) -> dict[str, Any]:
-    cases = [(128, 256, 128), (128, 4096, 512)] if quick else [
-        (128, 256, 128), (128, 4096, 512), (128, 32768, 2048), (512, 4096, 2048), (1024, 256, 1024),
-        (1024, 256, 2048), (1024, 32768, 10_000)]  # fmt: skip
-    measured: dict[tuple[int, int], dict[str, float]] = {}
-    table = []
-    for length, vocabulary, steps in cases:
-        key = (length, vocabulary)
-        if key not in measured:
-            measured[key] = parts(*key)
-        c = measured[key]
-        calls = masked.expected_calls(steps, length)
-        forward = c["body"] + c["head"]
-        one_row = c["body"] + c["head_row"]
-        naive = {p: calls * forward + steps * c[f"race_{p}"] for p in ("fp32", "fp64")}
-        ours = {
-            "count-first": calls * (forward + c["sampler"]),
-            "first hitting": length * (forward + c["sampler"]),
-            "count-first, rows only": calls * (one_row + c["sampler"]),
-            "first hitting, one-row head": length * (one_row + c["sampler"]),
-        }
-        table.append(
-            {
-                "L": length,
-                "V": vocabulary,
-                "N": steps,
-                "ancestral_calls": calls,
-                "parts_ms": {k: round(1e3 * v, 3) for k, v in c.items()},
-                "seconds": {**naive, **ours},
-                **{f"{name} / fp64": naive["fp64"] / t for name, t in ours.items()},
-                **{f"{name} / fp32": naive["fp32"] / t for name, t in ours.items()},
-                "naive uncached / count-first": (steps * forward + steps * c["race_fp64"]) / ours["count-first"],
-            }
-        )
-    end: dict[str, Any] = {}
-    length, vocabulary, steps = (64, 1024, 128) if quick else (128, 4096, 512)
-    net = network(length, vocabulary)
-    x = torch.full((1, length), vocabulary)
-    denoiser = torch.no_grad()(lambda ids, t: net(ids))
-    runs = {
-        "ancestral fp64": lambda: ancestral(denoiser, x, mask_id=vocabulary, steps=steps)[1],
-        "count-first": lambda: masked.sample(
-            denoiser, x, mask_id=vocabulary, sampler=masked.CountFirst(steps), seeds=[0], record_entropy=False
-        )[1]["calls"],
-    }
-    for name, function in runs.items():
-        start = time.process_time()
-        calls = function()
-        end[name] = {"seconds": time.process_time() - start, "calls": calls}
-    end["ratio"] = end["ancestral fp64"]["seconds"] / end["count-first"]["seconds"]
-    end["case"] = {"L": length, "V": vocabulary, "N": steps}
-    return {"composed": table, "end_to_end": end}
+    functions: dict[str, Callable[[], Any]] = {"body": lambda: net.hidden(x), "head": lambda: net.head(hidden)}
+    for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64)):
+        p, noise = usable.softmax(-1, dtype=dtype), torch.empty(length, vocabulary + 1, dtype=dtype)
+        functions[f"tuned probabilities {name}"] = partial(usable.softmax, -1, dtype=dtype)
+        functions[f"tuned draw {name}"] = lambda p=p, noise=noise: race(p, 0.2, noise.uniform_())
+    large = least(functions, rounds)
+    small = least(
+        {
+            "head, one row": lambda: net.head(hidden[:, :1]),
+            "sampler": sampler,
+            "inverse-CDF row": lambda: masked.categorical.draw(row, lambda shape: u),
+            "fp64 Gumbel row": lambda: masked.sample_categorical(row, precision="fp64"),
+        },
+        10 * rounds,
+    )
+    small["sampler"] /= 8
+    return large | small
 
 
-# ----------------------------------------------------------------------------------------------------------- report
-
-BARS = [
-    ("count-first / fp64", 128, 4096, 512, 3.0),
-    ("count-first / fp32", 128, 4096, 512, 2.0),
-    ("count-first / fp64", 128, 32768, 2048, 20.0),
-    ("count-first / fp64", 1024, 256, 1024, 0.95),
-    ("first hitting / fp64", 512, 4096, 2048, 3.5),
-    ("count-first / fp64", 1024, 32768, 10_000, 15.0),
-    ("first hitting / fp64", 1024, 32768, 10_000, 15.0),
-]
-
-
-def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The bars of the design, with what was measured."""
-    found = {(row["L"], row["V"], row["N"]): row for row in result["composed"]}
-    out = [
-        {"bar": f"{name}, L={a} V={b} N={n}", "measured": found[a, b, n][name], "needed": need}
-        for name, a, b, n, need in BARS
-        if (a, b, n) in found
-    ]
-    for (a, b, n), row in found.items():
-        if (a, b) == (128, 32768):
-            s = row["seconds"]
-            out.append(
-                {
-                    "bar": f"one-row head against full head, L={a} V={b}",
-                    "needed": 2.0,
-                    "measured": s["first hitting"] / s["first hitting, one-row head"],
-                }
-            )
-            ms = row["parts_ms"]
-            out.append(
-                {
-                    "bar": "inverse-CDF row against fp64 Gumbel row, V=32768",
-                    "needed": 2.0,
-                    "measured": ms["row_gumbel_fp64"] / ms["row_safe"],
-                }
-            )
-        if (a, b, n) == (512, 4096, 2048):
-            ms = row["parts_ms"]
-            out.append(
-                {
-                    "bar": "denoiser time over sampler overhead, L=512 V=4096 (5 % allowed)",
-                    "needed": 20.0,
-                    "measured": (ms["body"] + ms["head"]) / ms["sampler"],
-                }
-            )
-    case = result["end_to_end"]["case"]
-    if (case["L"], case["V"], case["N"]) == (128, 4096, 512):
-        name = "count-first / fp64, end to end, L=128 V=4096 N=512"
-        out.append({"bar": name, "needed": 3.0, "measured": result["end_to_end"]["ratio"]})
-    for entry in out:
-        entry["met"] = bool(entry["measured"] >= entry["needed"])
+@torch.no_grad()
+def published_parts(length: int, vocabulary: int, steps: int) -> dict[str, float]:
+    """CPU seconds of the parts of the published loop (lower quartile), timed in its first steps, network in between."""
+    net, x = network(length, vocabulary), torch.full((1, length), vocabulary)
+    out = {}
+    for name, dtype in (("fp64", torch.float64), ("fp32", torch.float32)):
+        spent: dict[str, list[float]] = {}
+        published.sample(net, x, vocabulary, 2 * length, dtype, stop=steps, spent=spent)
+        out |= {f"published {part} {name}": float(np.quantile(seconds, 0.25)) for part, seconds in spent.items()}
     return out
 
 
-def markdown(result: dict[str, Any]) -> str:
-    lines = ["# Masked text", "", f"{result['machine']}; torch {result['torch']}; one thread, CPU seconds.", ""]
-    if "quality" in result:
-        lines += [
-            "## Quality against calls",
-            "",
-            "| sampler | calls | gen. perplexity | token entropy | distinct-2 |",
-            "|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {r['sampler']} | {r['calls']} | {r['gen_perplexity']:.1f} | {r['entropy']:.3f} | "
-            f"{r['distinct_2']:.3f} |"
-            for r in result["quality"]
-        ]
-    if "temperature" in result:
-        names = [k for k in result["temperature"]["law"][0] if k != "steps"]
-        lines += [
-            "",
-            "## What float32 races cost (law of the 2^-24 lattice, first step)",
-            "",
-            "| steps | " + " | ".join(f"{n}: T, unmask rate, entropy change" for n in names) + " |",
-            "|---|" + "---|" * len(names),
-        ]
-        lines += [
-            f"| {r['steps']} | "
-            + " | ".join(f"{r[n]['temperature']:.3f}, {r[n]['rate']:.3f}, {r[n]['entropy_change']:+.2f}" for n in names)
-            + " |"
-            for r in result["temperature"]["law"]
-        ]
-        lines += ["", "The law itself is checked by samples in tests/masked/test_masked_draw.py."]
-    if "speed" in result:
-        lines += [
-            "",
-            "## Speed: times faster than the naive cached ancestral sampler in float64",
-            "",
-            "| L | V | N | count-first | first hitting | first hitting, one-row head | count-first / fp32 naive |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {r['L']} | {r['V']} | {r['N']} | {r['count-first / fp64']:.2f} | "
-            f"{r['first hitting / fp64']:.2f} | {r['first hitting, one-row head / fp64']:.2f} | "
-            f"{r['count-first / fp32']:.2f} |"
-            for r in result["speed"]["composed"]
-        ]
-        lines += [
-            "",
-            "Where the time goes, ms a call:",
-            "",
-            "| L, V | " + " | ".join(result["speed"]["composed"][0]["parts_ms"]) + " |",
-            "|---|" + "---|" * 8,
-        ]
-        lines += [
-            f"| {r['L']}, {r['V']} | " + " | ".join(str(v) for v in r["parts_ms"].values()) + " |"
-            for r in result["speed"]["composed"]
-        ]
-        end = result["speed"]["end_to_end"]
-        lines += [
-            "",
-            f"End to end, {end['case']}: ancestral fp64 {end['ancestral fp64']['seconds']:.2f} s "
-            f"({end['ancestral fp64']['calls']} calls), count-first {end['count-first']['seconds']:.2f} s "
-            f"({end['count-first']['calls']} calls): {end['ratio']:.2f} times.",
-            "",
-            "| bar | needed | measured | met |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {b['bar']} | {b['needed']} | {b['measured']:.2f} | {'yes' if b['met'] else 'NO'} |"
-            for b in result["bars"]
-        ]
-        lines += ["", "The naive sampler here works in place; a loop that allocates is slower."]
-    return "\n".join(lines) + "\n"
+def composed(length: int, vocabulary: int, steps: int, c: dict[str, float]) -> dict[str, Any]:
+    """Seconds of whole runs from the parts `c`; calls are the expected ones."""
+    calls = masked.expected_calls(steps, length)
+    forward, one_row = c["body"] + c["head"] + c["sampler"], c["body"] + c["head, one row"] + c["sampler"]
+    peers = {}
+    for p in ("fp64", "fp32"):
+        seen = c["body"] + c["head"]
+        peers[f"published {p}"] = calls * (seen + c[f"published probabilities {p}"]) + steps * c[f"published draw {p}"]
+        peers[f"tuned {p}"] = calls * (seen + c[f"tuned probabilities {p}"]) + steps * c[f"tuned draw {p}"]
+    ours = {
+        "count-first": calls * forward,
+        "first hitting": length * forward,
+        "count-first, one-row head": calls * one_row,
+        "first hitting, one-row head": length * one_row,
+    }
+    return {"L": length, "V": vocabulary, "N": steps, "calls": calls, "seconds": {**peers, **ours}}
 
 
-def plots(result: dict[str, Any], folder: Path) -> None:
-    import matplotlib
+def speed(quick: bool) -> dict[str, Any]:
+    sizes = [(128, 256), (128, 4096)] if quick else [(n, v) for n in (128, 256, 512, 1024) for v in (256, 4096, 32768)]
+    measured, table = [], []
+    for length, vocabulary in sizes:
+        # More rounds where they are short: a shared machine needs many tries for one that was left alone.
+        rounds = 3 if quick else min(max(int(6e7 / (length * vocabulary)), 3), 12)
+        c = fresh(parts, length, vocabulary, rounds)
+        tries = [fresh(published_parts, length, vocabulary, 4 * rounds) for _ in range(3)]
+        c |= {name: float(np.median([t[name] for t in tries])) for name in tries[0]}
+        measured.append({"L": length, "V": vocabulary, "ms": {k: round(1e3 * v, 3) for k, v in c.items()}})
+        grid = {length, 2048, 10_000} | ({512} if (length, vocabulary) == (128, 4096) else set())
+        table += [composed(length, vocabulary, steps, c) for steps in sorted(grid)]
+        progress(f"L={length}, V={vocabulary}")
+    return {"parts": measured, "composed": table}
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    if "quality" in result:
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-        real = result["quality"][0]
-        for axis, key, label in zip(
-            axes,
-            ("gen_perplexity", "entropy"),
-            ("generative perplexity (trigram judge)", "token entropy, nats"),
-            strict=True,
-        ):
-            for name in dict.fromkeys(r["sampler"] for r in result["quality"][1:]):
-                cells = [r for r in result["quality"] if r["sampler"] == name]
-                axis.plot([r["calls"] for r in cells], [r[key] for r in cells], "o-", label=name, ms=4)
-            axis.axhline(real[key], color="0.4", ls="--", lw=1, label="real text")
-            axis.set(xscale="log", xlabel="network calls", ylabel=label)
-        axes[0].set_yscale("log")
-        axes[1].legend(fontsize=6)
-        figure.savefig(folder / "masked-quality.png", dpi=130)
-    if "temperature" in result:
-        law = result["temperature"]["law"]
-        figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
-        for name in [k for k in law[0] if k != "steps"]:
-            for axis, key in zip(axes, ("temperature", "entropy_change"), strict=True):
-                axis.plot([r["steps"] for r in law], [r[name][key] for r in law], "o-", label=name)
-        axes[0].axhline(1, color="0.4", ls="--", lw=1, label="exact draws")
-        axes[0].set(xscale="log", xlabel="sampling steps", ylabel="effective temperature of float32 draws")
-        axes[1].set(xscale="log", xlabel="sampling steps", ylabel="change of predictive entropy, nats")
-        axes[0].legend(fontsize=7)
-        figure.savefig(folder / "masked-temperature.png", dpi=130)
+@torch.no_grad()
+def whole(length: int, vocabulary: int, steps: int) -> dict[str, Any]:
+    """CPU seconds and network calls of whole runs, batch 1."""
+    net, x = network(length, vocabulary), torch.full((1, length), vocabulary)
+    calls: dict[str, int] = {}
+
+    def full(ids: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return net(ids)
+
+    def at_rows(ids: torch.Tensor, t: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        return net(ids, positions=positions)
+
+    def loop(name: str, dtype: torch.dtype) -> None:
+        calls[name] = published.sample(net, x, vocabulary, steps, dtype)[1]
+
+    def tuned(name: str) -> None:
+        calls[name] = ancestral(full, x, mask_id=vocabulary, steps=steps)[1]
+
+    def ours(name: str, sampler: Any, denoiser: Any) -> None:
+        _, facts = masked.sample(denoiser, x, mask_id=vocabulary, sampler=sampler, seeds=[0], record_entropy=False)
+        calls[name] = facts["calls"]
+
+    runs = {"published fp64": partial(loop, "published fp64", torch.float64)}
+    if steps <= 1000:  # else minutes, and no bar asks for it
+        runs["published fp32"] = partial(loop, "published fp32", torch.float32)
+    runs["tuned fp64"] = partial(tuned, "tuned fp64")
+    for name, sampler in (("count-first", masked.CountFirst(steps)), ("first hitting", masked.FirstHitting())):
+        runs[name] = partial(ours, name, sampler, full)
+        runs[f"{name}, one-row head"] = partial(ours, f"{name}, one-row head", sampler, at_rows)
+    torch.manual_seed(0)
+    return {"L": length, "V": vocabulary, "N": steps, "seconds": least(runs, 1), "calls": calls}
+
+
+def end_to_end(quick: bool) -> list[dict[str, Any]]:
+    cases = [(64, 1024, 128, 1)] if quick else [(128, 256, 128, 3), (128, 4096, 512, 5), (512, 4096, 2048, 1)]
+    table = []
+    for length, vocabulary, steps, processes in cases:
+        tries = [fresh(whole, length, vocabulary, steps) for _ in range(processes)]
+        seconds = {name: float(np.median([t["seconds"][name] for t in tries])) for name in tries[0]["seconds"]}
+        ranges = {name: [min(v), max(v)] for name in seconds if (v := [t["seconds"][name] for t in tries])}
+        table.append(tries[0] | {"seconds": seconds, "range": ranges, "processes": processes})
+        progress(f"end to end, L={length}, V={vocabulary}, N={steps}")
+    return table
+
+
+def progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+PARTS = {"quality": quality, "temperature": temperature, "sampled": sampled, "speed": speed, "end_to_end": end_to_end}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the tables")
-    parser.add_argument("--part", choices=["quality", "temperature", "speed"], action="append")
+    parser.add_argument("--part", choices=list(PARTS), action="append")
     parser.add_argument("--write", action="store_true", help="write benchmarks/results/masked.* (merged by part)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -427,10 +475,9 @@ def main() -> None:
     if args.write and path.exists():
         result = json.loads(path.read_text())
     result |= {"machine": f"{platform.machine()} CPU, shared", "torch": torch.__version__}
-    for part in args.part or ("quality", "temperature", "speed"):
-        result[part] = {"quality": quality, "temperature": temperature, "speed": speed}[part](args.quick)
-    if "speed" in result:
-        result["bars"] = bars(result["speed"])
+    for part in args.part or PARTS:
+        result[part] = PARTS[part](args.quick)
+    result["bars"] = bars(result)
     text = markdown(result)
     if args.write:
         RESULTS.mkdir(exist_ok=True)

@@ -29,14 +29,29 @@ def mixed_race(
 
     `uniform(shape)` replaces the generator, as in `sample_categorical`.
     """
-    dtype = {"fp32": torch.float32, "fp64": torch.float64}[precision]
-    p = logits.to(dtype).softmax(-1).mul_(reveal)
-    p = torch.cat([p, p.new_full((p.shape[0], 1), 1 - reveal)], -1)
+    dtype = _DTYPES[precision]
+    p = logits.softmax(-1, dtype=dtype)
+    shape = (p.shape[0], p.shape[1] + 1)
     if uniform is None:
-        noise = torch.rand(p.shape, generator=generator, dtype=dtype, device=p.device)
+        noise = torch.rand(shape, generator=generator, dtype=dtype, device=p.device)
     else:
-        noise = uniform(tuple(p.shape)).to(p.device, dtype)
-    return p.div_(noise.log_().neg_()).argmax(-1)
+        noise = uniform(shape).to(p.device, dtype)
+    return race(p, reveal, noise)
+
+
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+def race(p: Tensor, reveal: float, noise: Tensor) -> Tensor:
+    """Winners of probabilities (R, V) and the mask for uniforms (R, V + 1), which are overwritten; int64 (R,).
+
+    Weights over exponential variates, all divided by `reveal` so that no pass scales p. log(u) is minus the variate, so
+    the smallest quotient wins.
+    """
+    noise.log_()
+    torch.div(p, noise[:, :-1], out=noise[:, :-1])
+    noise[:, -1] = (1 - reveal) / reveal / noise[:, -1]
+    return noise.argmin(-1)
 
 
 def ancestral(
@@ -52,29 +67,34 @@ def ancestral(
 ) -> tuple[Tensor, int]:
     """Tokens (B, L) and the number of network calls.
 
-    All positions are drawn in every step, as in the published loops. `cached` reuses the prediction while x stands
-    still, which needs a network that does not look at the time. The last step reveals what is left.
+    All positions are drawn in every step, as in the published loops, but in place: one buffer, four passes over it.
+    `cached` reuses the prediction while x stands still, which needs a network that does not look at the time. The last
+    step reveals what is left.
     """
     if precision not in ("fp32", "fp64"):
         raise DiffsampError(f"precision={precision!r} is not known; accepted: fp32, fp64")
     curve = schedule(schedule_name)
     times = np.linspace(1.0, 0.0, steps + 1)
     m = curve.m(times)
-    x, logits, calls = x.clone(), None, 0
+    x, p, noise, width, calls = x.clone(), None, None, 0, 0
     rows = torch.arange(x.shape[0], device=x.device)
     for i in range(steps):
         masked = x == mask_id
         if not bool(masked.any()):
             break
-        if logits is None or not cached:
+        if p is None or not cached:
             logits = call(denoiser, x, torch.full((x.shape[0],), times[i], dtype=torch.float64), None, rows).clone()
-            if 0 <= mask_id < logits.shape[-1]:
+            width = logits.shape[-1]
+            if 0 <= mask_id < width:
                 logits[..., mask_id] = -torch.inf
+            p = logits.flatten(0, 1).softmax(-1, dtype=_DTYPES[precision])
             calls += 1
         reveal = 1.0 if i == steps - 1 else float(1 - m[i + 1] / m[i])
-        tokens = mixed_race(logits.flatten(0, 1), reveal, precision, generator).view(x.shape)
-        new = masked & (tokens < logits.shape[-1])
+        if noise is None:
+            noise = p.new_empty((p.shape[0], width + 1))
+        tokens = race(p, reveal, noise.uniform_(generator=generator)).view(x.shape)
+        new = masked & (tokens < width)
         if bool(new.any()):
             x = torch.where(new, tokens, x)
-            logits = None
+            p = None
     return x, calls

@@ -126,6 +126,21 @@ def test_count_first_has_the_ancestral_law_and_its_calls(steps):
     assert (planned.sizes.sum(1) == t.length).all()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+def test_ancestral_loop_that_races_everywhere_has_the_ancestral_law(precision):
+    t, rows = toy("A"), 100_000
+    x, calls = masked.ancestral(
+        t.denoiser,
+        t.blank(rows),
+        mask_id=t.width,
+        steps=4,
+        precision=precision,
+        generator=torch.Generator().manual_seed(10),
+    )
+    law = t.ancestral(4)
+    assert calls == 4 and tv(t.histogram(x), law) < 1.5 * t.floor(law, rows)
+
+
 def test_ancestral_bias_is_first_order_in_the_number_of_steps():
     t = toy("A")
     scaled = [n * tv(t.ancestral(n), t.joint) for n in (64, 256, 1024)]
