@@ -10,6 +10,10 @@ from pathlib import Path
 from .errors import DiffsampError
 
 
+class AlreadyThere(DiffsampError):
+    """A file that exists and was not to be replaced."""
+
+
 class NotWritten(DiffsampError):
     """A file that the disk did not take: it is full, read-only, or not there."""
 
@@ -18,15 +22,15 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     """Write ``data`` so that ``path`` is seen either not at all or complete; its folder is made if need be.
 
     A temporary name, fsync, rename. The rename itself is not synced: after a power failure the file may be missing,
-    never torn.
+    never torn. Without ``overwrite`` one of several processes that come at once gets the name and the others are told.
 
     Raises:
-        DiffsampError: the file exists and ``overwrite`` is off.
+        AlreadyThere: the file exists and ``overwrite`` is off.
         NotWritten: it cannot be written.
     """
     path = Path(path)
     if not overwrite and path.exists():
-        raise DiffsampError(f"out: {path} exists; choose another place or use --force")
+        raise _taken(path)
     # A random name: processes of several hosts may share a folder and a process number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -39,13 +43,35 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _name(temporary, path)
+    except FileExistsError:
+        _discard(temporary)
+        raise _taken(path) from None
     except OSError as error:
         _discard(temporary)
         raise NotWritten(f"cannot write {path}: {error.strerror or error}") from None
     except BaseException:
         _discard(temporary)
         raise
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give the file its name unless it is taken; a link is refused where a rename would replace."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
+def _taken(path: Path) -> AlreadyThere:
+    return AlreadyThere(f"out: {path} exists; choose another place or use --force")
 
 
 def _discard(temporary: Path) -> None:

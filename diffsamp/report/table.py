@@ -8,6 +8,8 @@ from typing import Any
 
 from diffsamp.report.results import LOWER_IS_BETTER, cell_name, label, metric_names, scaled, show
 
+WIDE = 400  # columns; more than any table has
+
 
 def best(results: dict[str, Any], metric: str) -> dict[int, float]:
     """The best value of a metric at each number of calls asked for."""
@@ -29,7 +31,7 @@ def print_table(results: dict[str, Any]) -> None:
     title = f"{results['model']}, n = {results['cells'][0]['n']} pictures per cell"
     if floor is not None:
         title += f"; floor of {results['distance']}: {floor:.3g} ({results['reference']['floor_note']})"
-    table = Table(title=title)
+    table = Table(title=title.replace("[", "\\["))
     for name in ["solver", "calls", *(label(name, results) for name in names), "s/picture"]:
         table.add_column(name.replace("[", "\\["), justify="left" if name == "solver" else "right")
     bests = {name: best(results, name) for name in names}
@@ -40,7 +42,9 @@ def print_table(results: dict[str, Any]) -> None:
             text = "" if values is None else show(name, values)
             row.append(f"[bold]{text}[/bold]" if values and values[0] == bests[name][cell["nfe"]] else text)
         table.add_row(*row, f"{cell['seconds'] / cell['n']:.3f}")
-    Console().print(table)
+    console = Console()
+    # Into a file or a pipe a table is written at its own width, not cut to a guessed terminal's.
+    (console if console.is_terminal else Console(width=WIDE)).print(table)
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -76,7 +76,7 @@ class Bench:
             protocol.extractor, resize=protocol.resize, feature_weights=self.feature_weights, device=self.device
         )
         real = reference(self.reference, features)
-        runner = _Runner(self, features, told)
+        runner = _Runner(self, features, real.stats.width, told)
         for cell in cells:
             runner.prepare(cell)  # what cannot be run is refused before hours of what can
         found = [(cell, *runner.run(cell)) for cell in cells]
@@ -132,13 +132,13 @@ class Bench:
 class _Runner:
     """Loads the model once, when the first cell needs it, and runs cells one after another."""
 
-    def __init__(self, bench: Bench, features: Any, told: Told | None) -> None:
+    def __init__(self, bench: Bench, features: Any, width: int | None, told: Told | None) -> None:
         import torch
 
         from diffsamp.run.pipelines import load_model
 
         torch.set_num_threads(bench.threads)
-        self.bench, self.features, self.told = bench, features, told
+        self.bench, self.features, self.width, self.told = bench, features, width, told
         self.pipe, self.fingerprint = load_model(bench.model, bench.device)
         # What a saved scheduler's config says of its class is what a stock or registry solver is made from.
         self.config = dict(self.pipe.scheduler.config)
@@ -179,7 +179,7 @@ class _Runner:
             recipe["made"] = made  # another artifact is another run
         generate = PipelineGenerator(
             self.pipe, cell, self.features, steps=steps, first_seed=bench.seed, keep=bench.keep, chunk=bench.chunk,
-            prompts=bench.prompts, keep_all=bench.keep_all, threads=bench.threads,
+            prompts=bench.prompts, keep_all=bench.keep_all, threads=bench.threads, width=self.width,
         )  # fmt: skip
         progress = None if self.told is None else lambda done, total, own: self.told(cell, done, total)
         result = run_on(

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffsamp.errors import DiffsampError
-from diffsamp.files import write_whole
+from diffsamp.files import AlreadyThere, write_whole
 from diffsamp.run import manifest
 from diffsamp.run.chunk import CorruptChunk, chunk_path, read_chunk
 
@@ -63,14 +64,15 @@ class RunFolder:
     def _open(self) -> None:
         path = self.root / "run.json"
         if not path.is_file():
-            # Two processes that come at once write the same bytes; one with another recipe sees it when it reads back.
             if self.root.is_dir() and any(self.root.iterdir()) and not (self.root / "claims.lock").exists():
                 names = sorted(p.name for p in self.root.iterdir() if not p.name.startswith("."))
                 if names and not path.is_file():
                     raise DiffsampError(
                         f"{self.root} is not empty and is no run (it holds {names[0]}); name a new folder"
                     )
-            write_whole(path, json.dumps(self.facts, sort_keys=True, indent=1).encode(), overwrite=True)
+            # Of processes that come at once one gives the folder its run; the others find it and compare.
+            with contextlib.suppress(AlreadyThere):
+                write_whole(path, json.dumps(self.facts, sort_keys=True, indent=1).encode())
         held = _read_facts(path)
         if held != self.facts:
             raise DiffsampError(f"{self.root} holds another run: {_difference(held, self.facts)}; name a new folder")

@@ -6,6 +6,7 @@ tore is passed over, and a chunk whose line was lost is verified by its own hash
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ def append(root: Path, entry: dict[str, Any]) -> None:
         try:
             size = os.fstat(handle).st_size
             torn = size and os.pread(handle, 1, size - 1) != b"\n"
-            os.write(handle, (b"\n" if torn else b"") + json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+            line = (b"\n" if torn else b"") + json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+            if os.write(handle, line) < len(line):  # the disk filled up inside the line
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
     except OSError as error:

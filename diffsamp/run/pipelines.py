@@ -87,16 +87,18 @@ class PipelineGenerator:
     """The `generate` of a cell: seeds [n] to images, features, labels and logits where there are any.
 
     The first `keep` seeds keep their picture ("images" uint8 [n, c, h, w]) and their sample ("samples" float32), for
-    picture grids and trajectory errors; other rows of these two are dropped to keep the chunks small.
+    picture grids and trajectory errors; other rows of these two are dropped to keep the chunks small. `width` is the
+    reference's number of features: another extractor's is refused with the first chunk and not after the last.
     """
 
     def __init__(
         self, pipe: Any, cell: Cell, extractor: Any, *, steps: int, first_seed: int, keep: int, chunk: int,
         prompts: Sequence[str] = (), keep_all: bool = False, threads: int | None = None,
+        width: int | None = None,
     ) -> None:  # fmt: skip
         self.pipe, self.cell, self.extractor, self.steps = pipe, cell, extractor, steps
         self.first_seed, self.keep, self.chunk, self.keep_all = first_seed, keep, chunk, keep_all
-        self.prompts, self.threads = list(prompts), threads
+        self.prompts, self.threads, self.width = list(prompts), threads, width
         self.calls, self.device = 0, str(pipe.device)
         network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
         if network is not None:
@@ -143,6 +145,11 @@ class PipelineGenerator:
         scaled = (out.float() / 2 + 0.5) if latent else out.float()
         pictures = (torch.nan_to_num(scaled).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         found: dict[str, np.ndarray] = dict(self.extractor(pictures))
+        if self.width not in (None, found["features"].shape[1]):
+            raise DiffsampError(
+                f"reference has {self.width} features per picture and extractor={self.extractor.name} gives "
+                f"{found['features'].shape[1]}; both must come from one extractor"
+            )
         found["finite"] = torch.isfinite(out).flatten(1).all(1).cpu().numpy().astype(np.uint8)
         if self._classes:
             found["labels"] = self.labels(seeds)

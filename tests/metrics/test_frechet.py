@@ -65,6 +65,27 @@ def test_agrees_with_torch_fidelity_and_torchmetrics_in_float64():
     assert ours == pytest.approx(float(_compute_fid(*moments)), rel=1e-6)
 
 
+class Given(torch.nn.Module):
+    """An extractor for torchmetrics whose pictures are features already."""
+
+    num_features = 32
+
+    def forward(self, x):
+        return x
+
+
+def test_agrees_with_the_public_metric_of_torchmetrics_in_float64():
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    a, b = draw(300, 32, 21, 2.0), draw(250, 32, 22, 2.2)
+    metric = FrechetInceptionDistance(Given(), input_img_size=(32,)).set_dtype(torch.float64)
+    for part in np.array_split(a, 3):
+        metric.update(torch.from_numpy(part), real=True)
+    metric.update(torch.from_numpy(b), real=False)
+    theirs = metric.compute()
+    assert theirs.dtype == torch.float64 and frechet_distance(b, a) == pytest.approx(float(theirs), rel=1e-6)
+
+
 def test_merging_parts_is_the_same_as_one_set_far_from_zero():
     x = draw(1000, 24, 7, mean=1e6)
     whole, parts = FrechetStats.of(x), FrechetStats()

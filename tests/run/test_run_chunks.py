@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import diffsamp.files as files_module
+import diffsamp.run.folder as folder_module
 from diffsamp.errors import DiffsampError
 from diffsamp.run import RunFolder, run_chunks
 from diffsamp.run import manifest as manifest_module
@@ -30,9 +35,13 @@ def generate(seeds: np.ndarray) -> dict[str, np.ndarray]:
     return {"features": np.stack(rows).astype(np.float32), "labels": seeds % 10}
 
 
-def start(folder: Path, n: int, chunk: int, seconds: float, engine: str = "shared") -> subprocess.Popen:
+def start(
+    folder: Path, n: int, chunk: int, seconds: float, engine: str = "shared", before: Callable[[], None] | None = None
+) -> subprocess.Popen:
     command = [sys.executable, str(HERE / "fake_run.py"), str(folder), str(n), str(chunk), str(seconds), engine]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=before
+    )
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -194,8 +203,63 @@ def test_a_disk_that_fills_up_is_told_and_the_run_goes_on_afterwards(tmp_path, m
     assert run_chunks(folder, {}, generate, 40, chunk=4).sha256 == expected
 
 
-def test_read_only_folder_is_one_clear_line(tmp_path, monkeypatch):
-    # Rights do not bind the superuser, so the refusals are a file in place of the folder, and EROFS.
+def test_a_write_that_the_system_refuses_keeps_what_is_finished(tmp_path):
+    # A limit on the size of a file refuses a real write in the middle of a run: of the manifest, after some chunks.
+    folder = tmp_path / "r"
+    limited = start(folder, 400, 4, 0.0, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)))
+    _, error = limited.communicate(timeout=120)
+    last = error.strip().splitlines()[-1]
+    assert limited.returncode and "cannot write" in last and "what is finished is kept" in last
+    done = RunFolder.existing(folder).present()
+    assert 10 < len(done) < 100 and (folder / "manifest.jsonl").stat().st_size == 4096  # cut inside a line
+    made = []
+
+    def noted(seeds):
+        made.append(int(seeds[0]) // 4)
+        return generate(seeds)
+
+    result = run_chunks(folder, {"fake": 1}, noted, 400, chunk=4)
+    assert result.sha256 == run_chunks(tmp_path / "calm", {"fake": 1}, generate, 400, chunk=4).sha256
+    assert sorted(made) == sorted(set(range(100)) - done)  # the chunk whose line was cut is not made again
+    assert sorted(manifest_module.read(folder)) == list(range(100))
+
+
+def test_a_read_only_folder_is_one_clear_line():
+    # Rights do not bind the superuser, so the run is tried by a child that gave them up.
+    home = Path(tempfile.mkdtemp())
+    try:
+        folder = home / "r"
+        expected = run_chunks(folder, {}, generate, 8, chunk=4).sha256
+        chunk_path(folder, 1).unlink()
+        for path in (home, folder, *folder.rglob("*")):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        theirs, ours = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setgid(65534)
+                    os.setuid(65534)
+                run_chunks(folder, {}, generate, 8, chunk=4)
+                os.write(ours, b"it was written")
+            except BaseException as error:
+                os.write(ours, f"{type(error).__name__}: {error}".encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        told = os.read(theirs, 10_000).decode()
+        os.close(ours)
+        os.close(theirs)
+        assert told.startswith("NotWritten: cannot write ") and "Permission denied" in told and "\n" not in told
+        for path in (home, folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        assert run_chunks(folder, {}, generate, 8, chunk=4).sha256 == expected
+    finally:
+        shutil.rmtree(home)
+
+
+def test_a_read_only_file_system_and_a_file_in_the_way_are_one_clear_line(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(DiffsampError, match="cannot write"):
         run_chunks(tmp_path / "file" / "r", {}, generate, 8, chunk=4)
@@ -207,6 +271,55 @@ def test_read_only_folder_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(DiffsampError, match="Read-only file system") as caught:
         run_chunks(tmp_path / "r", {}, generate, 8, chunk=4)
     assert "\n" not in str(caught.value)
+
+
+def test_two_different_runs_that_start_at_once_in_one_folder_do_not_mix(tmp_path):
+    # Whoever comes first has the folder; the other is told.
+    folder = tmp_path / "r"
+    workers = [start(folder, n, 4, 0.01) for n in (120, 160)]
+    codes = []
+    for worker in workers:
+        _, error = worker.communicate(timeout=120)
+        codes.append(worker.returncode)
+        assert worker.returncode == 0 or "holds another run: n is" in error
+    assert 0 in codes
+    run = RunFolder.existing(folder)
+    assert run.n in (120, 160) and len(run.present()) == run.count
+
+
+def test_a_run_that_appears_between_the_look_and_the_write_is_not_replaced(tmp_path, monkeypatch):
+    folder, real = tmp_path / "r", folder_module.write_whole
+
+    def late(path, data, **options):
+        monkeypatch.undo()
+        RunFolder(folder, {"solver": "unipc"}, 8)
+        real(path, data, **options)
+
+    monkeypatch.setattr(folder_module, "write_whole", late)
+    with pytest.raises(DiffsampError, match="solver is 'unipc' there and 'ddim' here"):
+        RunFolder(folder, {"solver": "ddim"}, 8)
+    assert RunFolder.existing(folder).facts["recipe"] == {"solver": "unipc"}
+
+
+def test_the_manifest_is_read_in_blocks_and_bad_lines_cost_only_themselves(tmp_path, monkeypatch):
+    lines = [f'{{"chunk":{i},"sha256":"{i:064x}","seconds":0.5}}' for i in range(300)]
+    for bad, text in ((7, '{"chunk":7,"sha'), (150, "[1,2]"), (151, ""), (222, '{"chunk":"222"}')):
+        lines[bad] = text
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines))
+    whole = {e["chunk"] for e in manifest_module.entries(tmp_path)}
+    assert whole == set(range(300)) - {7, 150, 151, 222}
+    monkeypatch.setattr(manifest_module, "BLOCK", 1000)
+    assert {e["chunk"] for e in manifest_module.entries(tmp_path)} == whole
+    assert not list(manifest_module.entries(tmp_path / "nowhere"))
+
+
+def test_only_chunk_names_of_this_run_count_as_present(tmp_path):
+    run_chunks(tmp_path / "r", {}, generate, 12, chunk=4)
+    home = chunk_path(tmp_path / "r", 0).parent
+    for name in ("chunk-000009.safetensors", ".chunk-000001.safetensors.ab.partial", "chunk-x.safetensors", "notes"):
+        (home / name).write_text("")
+    (home.parent / "readme").write_text("")
+    assert RunFolder.existing(tmp_path / "r").present() == {0, 1, 2}
 
 
 def test_generators_that_return_the_wrong_rows_are_refused(tmp_path):
