@@ -17,6 +17,7 @@ def use(
     guidance_scale: float | None = None,
     corrector: Any = None,
     teleport: Any = None,
+    teleport_options: dict[str, Any] | None = None,
     grid: str | None = None,
     seed: int | None = None,
     scheduler_options: dict[str, Any] | None = None,
@@ -32,6 +33,7 @@ def use(
         guidance_scale: its scale, where the pipeline does not keep one.
         corrector: a Feynman-Kac corrector, or its text (``"fkc:target=cfg,particles=8"``).
         teleport: Gaussian statistics, or the file that holds them.
+        teleport_options: ``one_call`` and ``force`` of :func:`diffsamp.adapters.teleport.attach`.
         grid: name of a grid, in place of the spacing in the scheduler's config.
         seed: seed of a stochastic solver's own noise (flow pipelines pass no generator).
         scheduler_options: config values of the scheduler class, as its ``from_config`` takes them.
@@ -66,7 +68,7 @@ def use(
     if teleport is not None:
         from .teleport import attach as attach_teleport
 
-        attach_teleport(pipe, teleport)
+        attach_teleport(pipe, teleport, **(teleport_options or {}))
     if guidance is not None:
         from .guidance_hook import attach
 

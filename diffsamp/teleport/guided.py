@@ -2,8 +2,7 @@
 
 With class statistics the guided ODE is still linear,  dy/d ln s = y − [D_u + w·(D_c − D_u)],  y = x/alpha,
 s = sigma/alpha, and is integrated with no network call. Without them one guided network call at the start gives the
-mean
-that the guided model aims at:  D = (1 − A)·mu + A·y  per direction, A = lam/(lam + s²), solved for mu.
+mean that the guided model aims at:  D = (1 − A)·mu + A·y  per direction, A = lam/(lam + s²), solved for mu.
 """
 
 from __future__ import annotations
@@ -68,18 +67,18 @@ def guided_map(
 def one_call_map(stats: Statistics, x: torch.Tensor, denoised: torch.Tensor, s: Level, t: Level) -> torch.Tensor:
     """The closed form with the mean that one (guided) network call shows.
 
+    D = [(s.sigma²)·mu + s.alpha·lam·x] / (s.alpha²·lam + s.sigma²) per direction, solved for mu; at pure noise
+    (alpha = 0, a flow's start) the prediction is the mean itself.
+
     Args:
         denoised: x0 prediction of the network at (x, s), guided, shape of ``x``.
 
     Returns:
         the state at ``t``, shape and dtype of ``x``.
     """
-    if s.alpha == 0.0:
-        raise DiffsampError("s: the one-call map needs alpha > 0 at the start")
-    y, d = flatten(stats, x) / s.alpha, flatten(stats, denoised)
-    square = s.noise_to_signal**2
+    flat, d = flatten(stats, x), flatten(stats, denoised)
+    square = s.sigma**2
     lam = stats.eigenvalues.double()
-    # 1/(1 − A) = 1 + lam/s², and A/(1 − A) = lam/s².
-    mean = spectral(stats, d, 1 + lam / square, 1 + stats.residual / square)
-    mean = mean - spectral(stats, y, lam / square, stats.residual / square)
+    mean = spectral(stats, d, 1 + s.alpha**2 * lam / square, 1 + s.alpha**2 * stats.residual / square)
+    mean = mean - spectral(stats, flat, s.alpha * lam / square, s.alpha * stats.residual / square)
     return gaussian_map(replace(stats, mean=mean), x, s, t)

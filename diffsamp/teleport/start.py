@@ -1,10 +1,8 @@
 """Where to start: the teleported sample, the grid below it, and the rule that picks the level.
 
 Rule: run the production solver on a few noises; at each of its levels compare the distance of the teleported state to
-the
-solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no
-larger.
-Refused below 5 standard deviations of the data (fidelity to the same run) or 3.5 (same distribution).
+the solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no
+larger. Refused below 5 standard deviations of the data (fidelity to the same run) or 3.5 (same distribution).
 """
 
 from __future__ import annotations
