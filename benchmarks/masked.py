@@ -7,7 +7,8 @@
 quality      generative perplexity by an independent judge (a Kneser-Ney trigram on chapters that the model never saw)
              together with token entropy and distinct bigrams, since a low temperature lowers perplexity alone.
 temperature  the law of a float32 race (lattice of 2^-24) applied to the model's own predictions.
-sampled      the same cost seen in samples: published float32 races against exact draws of the same ancestral law.
+sampled_...  the same cost seen in samples, of the text model and of a table with a Zipf law: published float32 races
+             against exact draws of the same ancestral law.
 speed        CPU seconds of one thread, composed of measured parts, calls x (body + head + sampler) + steps x draw,
              with a random network of 4 layers and width 256.
 end_to_end   a few of the same cases run whole.
@@ -80,7 +81,7 @@ def heldout() -> tuple[masked.TextModel, KneserNey, torch.Tensor]:
 
 def quality(quick: bool) -> list[dict[str, Any]]:
     model, judge, test = heldout()
-    rows, length = (4, 64) if quick else (32, 128)
+    rows, length = (4, 64) if quick else (16, 128)
     x = torch.full((rows, length), model.mask_id)
     start = torch.linspace(0, len(test) - length, rows).long()
     real = test[start[:, None] + torch.arange(length)].tolist()
@@ -248,54 +249,63 @@ def expected_surprisal(p: np.ndarray, steps: int) -> float:
     return total
 
 
-def sampled(quick: bool) -> dict[str, Any]:
-    """Sequences drawn with float32 races and exactly, at the same number of ancestral steps."""
+Run = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def summary(model: str, draws: str, steps: int, runs: list[Run], mask_id: int) -> dict[str, Any]:
+    """Fitted temperature and surprisal of the tokens of several runs (tokens, predictions, drawn)."""
+    logits, tokens = (torch.cat([r[k] for r in runs]) for k in (1, 2))
+    surprisal, error = mean_and_error((-logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]).tolist())
+    t, t_error = fitted_temperature(logits, tokens, mask_id)
+    progress(f"{model}, {draws}, {steps} steps: T = {t:.3f} +- {t_error:.3f}")
+    return {"model": model, "draws": draws, "steps": steps, "samples": len(runs), "tokens": len(tokens),
+            "surprisal": surprisal, "surprisal_se": error, "temperature": t, "temperature_se": t_error}  # fmt: skip
+
+
+def exact(predict: Callable[[torch.Tensor], torch.Tensor], length: int, mask_id: int, steps: int, seed: int) -> Run:
+    """The same law as `raced` by `CountFirst` and safe draws."""
+    net = Recorded(predict)
+    x, _ = masked.sample(net, torch.full((1, length), mask_id), mask_id=mask_id, sampler=masked.CountFirst(steps),
+                         seeds=[seed], record_entropy=False)  # fmt: skip
+    return (x, *net.draws(x))
+
+
+def sampled_text(quick: bool) -> list[dict[str, Any]]:
+    """Text of the embedded model drawn with float32 races and exactly, at the same numbers of ancestral steps."""
     model, judge, _ = heldout()
-    table: list[dict[str, Any]] = []
-    length = 32 if quick else 128
-    cases = [(500, 2, 2)] if quick else [(10_000, 16, 16), (50_000, 8, 16)]
-
-    def add(name: str, steps: int, runs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], mask_id: int, **more):
-        logits, tokens = (torch.cat([r[k] for r in runs]) for k in (1, 2))
-        logp = logits.double().log_softmax(-1)
-        surprisal, error = mean_and_error((-logp.gather(-1, tokens[:, None])[:, 0]).tolist())
-        t, t_error = fitted_temperature(logits, tokens, mask_id)
-        table.append({"model": name[0], "draws": name[1], "steps": steps, "samples": len(runs), "tokens": len(tokens),
-                      "surprisal": surprisal, "surprisal_se": error, "temperature": t, "temperature_se": t_error,
-                      **more})  # fmt: skip
-        progress(f"{name}, {steps} steps: T = {t:.3f}")
-
-    for steps, low, exact in cases:
-        for draws, count in (("float32 race", low), ("exact (count-first)", exact)):
-            runs = []
-            for i in range(count):
-                torch.manual_seed(i)
-                if draws == "float32 race":
-                    runs.append(raced(lambda x: model(x), length, model.mask_id, steps, torch.float32))
-                    continue
-                net = Recorded(lambda x: model(x))
-                x = torch.full((1, length), model.mask_id)
-                y, _ = masked.sample(net, x, mask_id=model.mask_id, sampler=masked.CountFirst(steps), seeds=[i],
-                                     record_entropy=False)  # fmt: skip
-                runs.append((y, *net.draws(y)))
-            rows = [r[0][0].tolist() for r in runs]
-            add(("embedded model", draws), steps, runs, model.mask_id, **text_facts(rows, judge))
-    p = zipf(1000 if quick else 50_257)
-    row = torch.from_numpy(np.log(p)).float()
-    steps, mask_id = (128 if quick else 2048), len(p)
-    logits = torch.cat([row, torch.full((1,), -1e6)])
-    for draws, positions in (("float32 race", 8 if quick else 128), ("float64 race", 8 if quick else 32)):
+    length, out = 32 if quick else 128, []
+    for steps, low, right in [(500, 2, 2)] if quick else [(10_000, 12, 24), (50_000, 4, 24)]:
         torch.manual_seed(0)
-        run = raced(lambda x: logits.expand(1, x.shape[1], -1).clone(), positions, mask_id, steps,
-                    torch.float32 if draws == "float32 race" else torch.float64)  # fmt: skip
-        more = {"expected_surprisal": expected_surprisal(p, steps)} if draws == "float32 race" else {}
-        add(("Zipf table", draws), steps, [run], mask_id, **more)
-    net = Recorded(lambda x: row.expand(1, x.shape[1], -1))
-    y, _ = masked.sample(net, torch.full((1, 64 if quick else 1024), mask_id), mask_id=mask_id,
-                         sampler=masked.CountFirst(steps), seeds=[0], record_entropy=False)  # fmt: skip
+        raced_runs = [raced(lambda x: model(x), length, model.mask_id, steps, torch.float32) for _ in range(low)]
+        exact_runs = [exact(lambda x: model(x), length, model.mask_id, steps, i) for i in range(right)]
+        for draws, runs in (("float32 race", raced_runs), ("exact (count-first)", exact_runs)):
+            facts = text_facts([r[0][0].tolist() for r in runs], judge)
+            out.append(summary("embedded model", draws, steps, runs, model.mask_id) | facts)
+    return out
+
+
+def sampled_table(quick: bool) -> list[dict[str, Any]]:
+    """Tokens of a table that predicts a Zipf law everywhere."""
+    p = zipf(1000 if quick else 50_257)
+    steps, mask_id = (128 if quick else 2048), len(p)
+    logits = torch.cat([torch.from_numpy(np.log(p)).float(), torch.full((1,), -1e6)])
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        return logits.repeat(1, x.shape[1], 1)
+
+    torch.manual_seed(0)
+    low = raced(predict, 8 if quick else 96, mask_id, steps, torch.float32)
+    high = raced(predict, 8 if quick else 32, mask_id, steps, torch.float64)
+    right = exact(predict, 64 if quick else 256, mask_id, steps, 0)
     entropy = float(-(p * np.log(p)).sum())
-    add(("Zipf table", "exact (count-first)"), steps, [(y, *net.draws(y))], mask_id, expected_surprisal=entropy)
-    return {"table": table}
+    return [
+        summary("Zipf table", draws, steps, [run], mask_id) | {"expected_surprisal": expected}
+        for draws, run, expected in (
+            ("float32 race", low, expected_surprisal(p, steps)),
+            ("float64 race", high, entropy),
+            ("exact (count-first)", right, entropy),
+        )
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ speed
@@ -399,9 +409,11 @@ def speed(quick: bool) -> dict[str, Any]:
     measured, table = [], []
     for length, vocabulary in sizes:
         # More rounds where they are short: a shared machine needs many tries for one that was left alone.
-        rounds = 3 if quick else min(max(int(6e7 / (length * vocabulary)), 3), 12)
+        rounds = 3 if quick else min(max(int(3e7 / (length * vocabulary)), 2), 8)
         c = fresh(parts, length, vocabulary, rounds)
-        tries = [fresh(published_parts, length, vocabulary, 4 * rounds) for _ in range(3)]
+        # Arrays of 32 MB and more are new memory every time; below that it is a matter of luck, so three processes.
+        processes = 3 if length * vocabulary * 8 < 2**25 else 1
+        tries = [fresh(published_parts, length, vocabulary, 3 * rounds) for _ in range(processes)]
         c |= {name: float(np.median([t[name] for t in tries])) for name in tries[0]}
         measured.append({"L": length, "V": vocabulary, "ms": {k: round(1e3 * v, 3) for k, v in c.items()}})
         grid = {length, 2048, 10_000} | ({512} if (length, vocabulary) == (128, 4096) else set())
@@ -433,8 +445,7 @@ def whole(length: int, vocabulary: int, steps: int) -> dict[str, Any]:
         calls[name] = facts["calls"]
 
     runs = {"published fp64": partial(loop, "published fp64", torch.float64)}
-    if steps <= 1000:  # else minutes, and no bar asks for it
-        runs["published fp32"] = partial(loop, "published fp32", torch.float32)
+    runs["published fp32"] = partial(loop, "published fp32", torch.float32)
     runs["tuned fp64"] = partial(tuned, "tuned fp64")
     for name, sampler in (("count-first", masked.CountFirst(steps)), ("first hitting", masked.FirstHitting())):
         runs[name] = partial(ours, name, sampler, full)
@@ -444,7 +455,7 @@ def whole(length: int, vocabulary: int, steps: int) -> dict[str, Any]:
 
 
 def end_to_end(quick: bool) -> list[dict[str, Any]]:
-    cases = [(64, 1024, 128, 1)] if quick else [(128, 256, 128, 3), (128, 4096, 512, 5), (512, 4096, 2048, 1)]
+    cases = [(64, 1024, 128, 1)] if quick else [(128, 256, 128, 1), (128, 4096, 512, 3)]
     table = []
     for length, vocabulary, steps, processes in cases:
         tries = [fresh(whole, length, vocabulary, steps) for _ in range(processes)]
@@ -459,7 +470,10 @@ def progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-PARTS = {"quality": quality, "temperature": temperature, "sampled": sampled, "speed": speed, "end_to_end": end_to_end}
+PARTS: dict[str, Callable[[bool], Any]] = {
+    "quality": quality, "temperature": temperature, "sampled_text": sampled_text, "sampled_table": sampled_table,
+    "speed": speed, "end_to_end": end_to_end,
+}  # fmt: skip
 
 
 def main() -> None:

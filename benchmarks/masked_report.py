@@ -18,7 +18,6 @@ COMPOSED = [
 WHOLE = [
     ("count-first", "fp64", 128, 4096, 512, 3.0),
     ("count-first", "fp32", 128, 4096, 512, 2.0),
-    ("first hitting", "fp64", 512, 4096, 2048, 3.5),
 ]
 
 
@@ -66,6 +65,11 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a Markdown table."""
     return ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *("| " + " | ".join(r) + " |" for r in rows), ""]
+
+
+def samples(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the sampled parts that were run."""
+    return [row for part in ("sampled_text", "sampled_table") for row in result.get(part, [])]
 
 
 def _quality(rows: list[dict[str, Any]]) -> list[str]:
@@ -138,7 +142,7 @@ def _speed(result: dict[str, Any]) -> list[str]:
         body.append([str(r["L"]), str(r["V"]), str(r["N"]), f"{r['calls']:.0f}", *pair, last])
     lines += table(["L", "V", "N", "ancestral calls", *ours, "count-first against fp32"], body)
     lines += [
-        "Where the time goes, ms of CPU a call (smallest of several; the published parts in their loop, lower quartile):",
+        "Where the time goes, ms of CPU a call (least of several; published parts in their loop, lower quartile):",
         "",
     ]
     names = list(result["speed"]["parts"][0]["ms"])
@@ -165,8 +169,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines += _quality(result["quality"])
     if "temperature" in result:
         lines += _law(result["temperature"]["law"])
-    if "sampled" in result:
-        lines += _sampled(result["sampled"]["table"])
+    if samples(result):
+        lines += _sampled(samples(result))
     if "speed" in result:
         lines += _speed(result)
     if "end_to_end" in result:
@@ -215,7 +219,7 @@ def plots(result: dict[str, Any], folder: Path) -> None:
             for axis, key in zip(axes, ("temperature", "entropy_change"), strict=True):
                 axis.plot([r["steps"] for r in law], [r[name][key] for r in law], "o-", label=f"{name}, law at t = 1")
         for model, colour in (("embedded model", "C0"), ("Zipf table", "C1")):
-            rows = [r for r in result.get("sampled", {}).get("table", []) if r["model"] == model]
+            rows = [r for r in samples(result) if r["model"] == model]
             for draws, mark in (("float32 race", "s"), ("exact (count-first)", "^")):
                 cells = [r for r in rows if r["draws"] == draws]
                 if cells:

@@ -7,6 +7,7 @@ hundreds of cells its spread is a few per cent, so a false alarm would be below 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +138,17 @@ def test_ancestral_loop_that_races_everywhere_has_the_ancestral_law(precision):
         precision=precision,
         generator=torch.Generator().manual_seed(10),
     )
+    law = t.ancestral(4)
+    assert calls == 4 and tv(t.histogram(x), law) < 1.5 * t.floor(law, rows)
+
+
+def test_published_loop_of_the_benchmark_has_the_ancestral_law(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import published_ancestral
+
+    t, rows = toy("A"), 100_000
+    torch.manual_seed(11)
+    x, calls = published_ancestral.sample(lambda x: t.denoiser(x, x), t.blank(rows), t.width, 4, torch.float64)
     law = t.ancestral(4)
     assert calls == 4 and tv(t.histogram(x), law) < 1.5 * t.floor(law, rows)
 
@@ -296,6 +308,8 @@ def test_remasking_happens_leaves_no_mask_and_respects_given_tokens(sampler):
 def test_hitting_times_follow_their_beta_law(name):
     curve, length, rows = masked.schedule(name), 64, 50_000
     t = np.linspace(0.0, 1.0, 1001)
+    steep = np.abs(np.gradient(curve.m(t), t)) > 1e-2  # a flat end of m turns a rounding of 1e-16 into 1e-8
+    assert np.abs(curve.inverse(curve.m(t)) - t)[steep].max() < 1e-10 and steep.mean() > 0.7
     assert np.abs(curve.inverse(curve.m(t)) - t).max() < 1e-7
     assert np.abs(curve.m(curve.inverse(curve.m(t))) - curve.m(t)).max() < 1e-10
     u = np.random.default_rng(9).random((rows, length))
@@ -307,8 +321,10 @@ def test_hitting_times_follow_their_beta_law(name):
         m = curve.m(times[:, length - n]) / curve.m(1.0)
         inside = times[:, length - n] > 0
         assert inside.mean() > 0.98 or name == "geometric"
-        ks = stats.kstest(m[inside], stats.beta(n, length + 1 - n).cdf) if inside.all() else None
-        assert ks is None or ks.pvalue > 1e-6, (n, ks)
+        # Below m(0), which only some curves have above 0, times are clipped: what is left is a Beta cut off there.
+        law, cut = stats.beta(n, length + 1 - n), curve.m(0.0) / curve.m(1.0)
+        ks = stats.kstest(m[inside], lambda v, law=law, cut=cut: (law.cdf(v) - law.cdf(cut)) / law.sf(cut))
+        assert inside.sum() > 1000 and ks.pvalue > 1e-6, (n, ks)
     recursive, level = [], np.full(rows, curve.m(1.0))
     for j in range(length):  # equation 11, with the same numbers
         level = level * (1 - u[:, j]) ** (1.0 / (length - j))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from diffsamp import masked
 from diffsamp.cli.text import generate_text
@@ -108,6 +110,22 @@ def test_network_prefers_real_text_to_shuffled_text(model):
         return -logp.gather(-1, ids[..., None])[..., 0][hide].mean()
 
     assert loss(x) + 2 < loss(x[:, order])
+
+
+def test_bound_of_the_card_holds_on_unseen_chapters_and_beats_a_unigram(model):
+    # ELBO in its count form: k of 128 tokens masked, k even over 1..128, mean cross-entropy of the masked ones. The
+    # spread of one sequence is about 1.5 nats, so 64 of them are within 0.6 (3 sigma) of the card's figure.
+    test = load_file(str(Path(__file__).parents[2] / "benchmarks" / "data" / "kjv_heldout.safetensors"))["test"].long()
+    clean = test[: 64 * 128].view(64, 128)
+    generator = torch.Generator().manual_seed(0)
+    rank = torch.rand(64, 128, generator=generator).argsort(-1).argsort(-1)
+    hide = rank < torch.arange(2, 130, 2)[:, None]
+    logp = model(clean.masked_fill(hide, model.mask_id)).log_softmax(-1).gather(-1, clean[..., None])[..., 0]
+    loss = float(((-logp * hide).sum(1) / hide.sum(1)).mean())
+    figures = model.facts["figures"]
+    assert abs(loss - figures["test_elbo_nats_per_token"]) < 0.6
+    assert math.exp(loss) < figures["test_perplexity_1-gram"] / 3
+    assert figures["test_perplexity_bound"] == pytest.approx(math.exp(figures["test_elbo_nats_per_token"]), rel=1e-3)
 
 
 def test_round_trip_of_text(model):
