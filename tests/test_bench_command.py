@@ -44,6 +44,54 @@ def test_a_small_benchmark_is_real_resumed_and_independent_of_chunk_mates(tmp_pa
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in stamps.items())  # nothing was made again
 
 
+@pytest.fixture
+def ratios(tmp_path):
+    """A folder with ratios for UniPC at 4 calls and guidance 2 on the embedded model's own grid."""
+    from diffsamp import calibrate
+    from diffsamp.calibrate.artifact import levels_digest
+    from diffsamp.grids import grid
+
+    model = calibrate.embedded("fashion")
+    levels = levels_digest(grid("trailing", model.process, 4).levels)
+    made = calibrate.Artifact(
+        "dc", "unipc", model.process.fingerprint, "trailing/zero", {"name": "fashion", "sha256": model.sha256}
+    )
+    made.add(
+        calibrate.Setting(
+            nfe=4, guidance_scale=2.0, values=(1.0, 1.0, 0.7, 1.3), grid=levels, before=1.0, after=0.9,
+            held_out_before=1.0, held_out_after=0.9, kept="greedy", calls=1, seconds=1.0,
+        )
+    )  # fmt: skip
+    made.save(tmp_path / "ratios" / "fashion-dc-unipc.safetensors")
+    return tmp_path / "ratios"
+
+
+def test_dc_in_a_benchmark_means_its_ratios_or_is_refused_before_anything_runs(tmp_path, ratios):
+    small = ("--n", "8", "--chunk", "8", "--metrics", "accuracy", "--json", "--artifacts", str(ratios))
+    done = call(*small, "--solvers", "unipc,dc(unipc),dc-unipc", "--nfe", "4", "--out", str(tmp_path / "a"))
+    plain, dc, named = json.loads(done.stdout.strip().splitlines()[-1])["cells"]
+    assert dc["sha256"] == named["sha256"] != plain["sha256"]
+    recipe = RunFolder.existing(tmp_path / "a" / "cells" / dc["folder"]).facts["recipe"]
+    assert recipe["made"] == "dc(unipc,ratios=[1.0;1.0;0.7;1.3])" and recipe["solver"] == "dc(unipc)"
+    for extra, told in (
+        (("--nfe", "4,6"), "diffsamp calibrate dc --nfe 6 --guidance-scale 2"),
+        (("--nfe", "4", "--grid", "karras"), "was calibrated on the grid trailing/zero with 4 calls.*choose --grid"),
+        (("--nfe", "4", "--solvers", "unipc,dc(ddim)"), "none for dc on ddim and model fashion"),
+    ):
+        arguments = (*small, "--solvers", "unipc,dc(unipc)", *extra, "--out", str(tmp_path / "b"))
+        with pytest.raises(DiffsampError, match=told) as caught:
+            call(*arguments)
+        assert "\n" not in str(caught.value) and not (tmp_path / "b").exists()
+
+
+def test_a_reference_of_another_width_is_refused_with_the_first_chunk(tmp_path):
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(5), sigma=np.eye(5))
+    arguments = ("--n", "40", "--chunk", "2", "--nfe", "1", "--reference", str(tmp_path / "ref.npz"))
+    with pytest.raises(DiffsampError, match="has 5 features per picture and extractor=fashion-cnn gives 128") as caught:
+        call(*arguments, "--metrics", "fd", "--solvers", "unipc", "--out", str(tmp_path / "x"))
+    assert "\n" not in str(caught.value) and not list((tmp_path / "x").rglob("chunk-*"))
+
+
 def test_bad_input_is_one_clear_line(tmp_path):
     for arguments, told in (
         (("--metrics", "fd,lpips"), "accepted: fd"),

@@ -55,6 +55,28 @@ def test_equal_to_torch_fidelity_with_the_same_weights(weights_file, tmp_path):
         assert b.std() > 0
 
 
+def test_a_benchmark_with_a_published_protocol_runs_on_such_a_file(weights_file, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from diffsamp.run.bench import Bench
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "real").mkdir()
+    for index, picture in enumerate(torch.randint(0, 256, (4, 28, 28), dtype=torch.uint8).numpy()):
+        Image.fromarray(picture).save(tmp_path / "real" / f"{index}.png")
+    job = Bench(
+        tmp_path / "run", solvers=["unipc"], nfe=[1], n=4, chunk=4, metrics=["fd", "kid"], protocol="torch-fidelity",
+        feature_weights=str(weights_file), reference=str(tmp_path / "real"), replicates=2,
+    )  # fmt: skip
+    results = job.run()
+    assert results["distance"] == f"FD[inception-{weights.sha256_of(weights_file)[:8]}]"
+    assert results["protocol"]["extractor"] == "inception-fid" and results["protocol"]["resize"] == "tf1"
+    assert results["extractor_sha256"] == weights.sha256_of(weights_file)
+    value, low, high = results["cells"][0]["metrics"]["fd"]
+    assert low <= value <= high and value > 0
+    assert any("rank 3 for 2048 features" in told and "at least 2049" in told for told in results["warnings"])
+
+
 def test_tf1_resize_equals_torch_fidelity_and_the_others_differ():
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
