@@ -1,22 +1,30 @@
 """Few network calls on the embedded image model: stock diffusers against DC-Solver, DualFast, teleportation and grids.
 
-    python benchmarks/few_step.py                # the committed table: benchmarks/results/few_step.{md,json,png}
+    python benchmarks/few_step.py                # measures what is missing, then writes benchmarks/results/few_step.*
     python benchmarks/few_step.py --quick
 
 Trajectory error: mean squared distance of the final state to a 200-step run from the same noise, on seeds that no
-calibration saw. Stock schedulers run as the tables that their own code yields (Plan.from_scheduler). Every artifact
-used
-must have been made for the weights at hand; methods without one are left out, and the table says so.
+calibration saw. FD[fashion-cnn]: Fréchet distance of the embedded classifier's features to the 10,000 real test
+pictures; it depends on the number of pictures, so the distance of as many real training pictures stands beside it.
+Stock schedulers run as the tables that their own code yields (Plan.from_scheduler). Every artifact used must have been
+made for the weights at hand; methods without one are left out.
+
+Each cell is one small file in --cells, written whole; a cell that is there is not measured again, so a run can be
+killed and continued, and several processes can share one folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +33,16 @@ import torch
 from diffsamp import calibrate, engine, teleport
 from diffsamp.calibrate.artifact import SHIPPED, find
 from diffsamp.errors import DiffsampError
+from diffsamp.files import write_whole
 from diffsamp.grids import Grid, grid
 from diffsamp.plan import Plan
+from diffsamp.process import Level
 from diffsamp.registry import solver
 from diffsamp.solvers.dualfast import dualfast
 
 RESULTS = Path(__file__).parent / "results"
+SEEDS = 64  # of the trajectory error; pictures 0 .. SEEDS-1 of a cell
+FD_SAMPLES = 1000
 STOCK = {
     "DDIM": ("DDIMScheduler", {}),
     "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
@@ -40,16 +52,210 @@ STOCK = {
     "DEIS": ("DEISMultistepScheduler", {}),
 }
 CALIBRATED = {
-    "dc(unipc)": ("dc", "unipc"), "dc(dpmpp-2m)": ("dc", "dpmpp-2m"), "dc(ddim)": ("dc", "ddim"),
+    "all on unipc": ("all", "unipc"), "unipc on a calibrated grid": ("grid", "unipc"),
+    "dpmpp-2m on a calibrated grid": ("grid", "dpmpp-2m"), "dc(unipc)": ("dc", "unipc"),
+    "dc(dpmpp-2m)": ("dc", "dpmpp-2m"), "dc(dpmpp-3m)": ("dc", "dpmpp-3m"), "dc(ddim), k = 1": ("dc", "ddim"),
     "dc(deis)": ("dc", "deis"), "dualfast(ddim) calibrated": ("dualfast", "ddim"),
-    "dualfast(dpmpp-2m) calibrated": ("dualfast", "dpmpp-2m"), "unipc on a calibrated grid": ("grid", "unipc"),
-    "all together on unipc": ("all", "unipc"),
+    "dualfast(dpmpp-2m) calibrated": ("dualfast", "dpmpp-2m"),
 }  # fmt: skip
+DEFAULTS = {"dualfast(ddim) default": "ddim", "dualfast(dpmpp-2m) default": "dpmpp-2m"}
+STARTED = ("heun", "dpmpp-2m", "unipc")
+KINDS = ("teleport", "one large step", "mean only", "white")
+# The paper's grid: EDM's 18 levels from sigma 80 (rho 7), of which the first few are dropped.
+PAPER_STEPS, PAPER_TOP, DROPPED = 18, 80.0, (2, 4, 6, 8)
+# What is worth a Fréchet distance, in the order of interest: (method, calls).
+WORTH = (
+    ("all on unipc", 5), ("UniPC-2", 10), ("DPM-Solver++ 2M", 10), ("unipc on a calibrated grid", 5),
+    ("dc(unipc)", 5), ("UniPC-2", 5), ("UniPC-2", 8), ("DPM-Solver++ 2M", 8), ("DPM-Solver++ 2M", 5), ("DDIM", 5),
+    ("all on unipc", 8), ("all on unipc", 10), ("dualfast(ddim) calibrated", 5), ("dc(unipc)", 8),
+    ("dc(unipc)", 10), ("DDIM", 10), ("unipc, teleport", 5), ("unipc, one large step", 5),
+)  # fmt: skip
 
-Start = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: a method at a number of calls and a guidance scale, on so many pictures."""
+
+    part: str
+    method: str
+    nfe: int
+    scale: float
+    samples: int = SEEDS
+
+    @property
+    def name(self) -> str:
+        slug = re.sub(r"[^a-z0-9]+", "-", self.method.lower()).strip("-")
+        return f"{self.part}-{self.scale:g}-{self.nfe:02d}-{slug}-{self.samples}"
 
 
-def stock_plan(name: str, model: calibrate.Model, nfe: int) -> Plan:
+class Bench:
+    """The model, its references and the plans of every method."""
+
+    def __init__(self, folder: Path, reference_steps: int = 200, seeds: int = SEEDS) -> None:
+        self.model = calibrate.embedded("fashion")
+        self.folder, self.reference_steps, self.seeds = folder, reference_steps, seeds
+        path = SHIPPED / "fashion-gaussian.safetensors"
+        self.stats = teleport.load(path) if path.exists() else None
+
+    @cache  # noqa: B019 - one object per process
+    def artifact(self, method: str, base: str) -> calibrate.Artifact | None:
+        try:
+            found = find(method, base)
+        except DiffsampError:
+            return None
+        return found if found.model["sha256"] == self.model.sha256 else None
+
+    def top(self, part: str) -> Level:
+        """Where the start noise lives."""
+        return self.paper_grid().levels[0] if part == "paper" else grid("linspace", self.model.process, 5).levels[0]
+
+    def paper_grid(self) -> Grid:
+        return grid("karras", self.model.process, PAPER_STEPS, sigma_max=PAPER_TOP)
+
+    @cache  # noqa: B019
+    def goal(self, part: str, scale: float) -> torch.Tensor:
+        """Final states of the fine run, kept in the folder."""
+        from safetensors.torch import load_file, save
+
+        path = self.folder / f"goal-{part}-{scale:g}-{self.seeds}-{self.model.sha256[:12]}.safetensors"
+        if not path.exists():
+            top = self.top(part)
+            noise, labels = self.model.points(range(self.seeds))
+            made = []
+            for first in range(0, self.seeds, 32):
+                chosen = slice(first, first + 32)
+                denoiser = self.model.guided(labels[chosen], scale)
+                level = grid("linspace", self.model.process, 5).levels[-1]
+                x = noise[chosen] * top.sigma
+                made.append(
+                    calibrate.Reference(
+                        self.model.process, [top, self.model.process.level(1.0), level], denoiser, x,
+                        steps=self.reference_steps, prediction=self.model.prediction,
+                    ).at(level)
+                )  # fmt: skip
+            write_whole(path, save({"x": torch.cat(made)}), overwrite=True)
+        return load_file(path)["x"]
+
+    def plan(self, cell: Cell) -> tuple[Plan, str] | None:
+        """(plan, how it starts), or None where the method lacks what it needs at this cell."""
+        process = self.model.process
+        if cell.part == "paper":
+            return self.paper_plan(cell)
+        base = grid("linspace", process, cell.nfe)
+        if cell.method in STOCK:
+            return stock_plan(cell.method, cell.nfe), "noise"
+        if cell.method in DEFAULTS:
+            return dualfast(solver(DEFAULTS[cell.method])(process, base)), "noise"
+        if cell.method in CALIBRATED:
+            method, inner = CALIBRATED[cell.method]
+            artifact = self.artifact(method, inner)
+            if artifact is None or f"{cell.nfe}/{cell.scale:g}" not in artifact.settings:
+                return None
+            if method == "grid":
+                return solver(inner)(process, artifact.levels(process, cell.nfe, cell.scale)), "noise"
+            return artifact.apply(solver(inner)(process, base), cell.scale), "noise"
+        name, kind = cell.method.split(", ")
+        if self.stats is None or self.stats.start is None:
+            return None
+        low = process.level(self.stats.start)
+
+        def tail(count: int) -> Grid:
+            return Grid.from_times(process, np.linspace(low.t, 0, count + 1)[:-1])
+
+        # Heun makes two calls per step but for its last; one large first step of it is an Euler step, one call.
+        calls = cell.nfe - (kind == "one large step")
+        if name == "heun" and calls % 2 == 0:
+            return None
+        below = tail((calls + 1) // 2 if name == "heun" else calls)
+        return self.started(name, kind, base.levels[0], below)
+
+    def started(self, name: str, kind: str, first: Level, below: Grid) -> tuple[Plan, str]:
+        """A solver on the levels ``below``, teleported to or reached in one large step from ``first``."""
+        process = self.model.process
+        if kind != "one large step":
+            return solver(name)(process, below), kind
+        if name != "heun":
+            return solver(name)(process, Grid(process, (first, *below.levels))), "noise"
+        euler = solver("ddim")(process, Grid(process, (first, below.levels[0])))
+        rest = solver("heun")(process, below)
+        return Plan((*euler.rows, *rest.rows), process, Grid(process, (first, *below.levels)), order=1), "noise"
+
+    def paper_plan(self, cell: Cell) -> tuple[Plan, str]:
+        name, kind, *dropped = cell.method.split(", ")
+        whole = self.paper_grid()
+        if kind == "whole grid":
+            return solver(name)(self.model.process, whole), "noise"
+        below = whole.after(int(dropped[0].split()[0]))
+        return self.started(name, kind, whole.levels[0], below)
+
+    def begin(self, kind: str, x: torch.Tensor, labels: torch.Tensor, scale: float, s: Level, t: Level) -> torch.Tensor:
+        """The start at level t from the noise x at level s."""
+        if kind == "noise":
+            return x
+        if kind == "white":
+            return x * (t.sigma / s.sigma)
+        assert self.stats is not None
+        if kind == "mean only":
+            mean = self.stats.mean.float().reshape(1, *x.shape[1:])
+            return t.alpha * mean + (x - s.alpha * mean) * (t.sigma / s.sigma)
+        return teleport.teleport(self.stats, x, s, t, labels=labels, guidance_scale=scale)
+
+    def measure(self, cell: Cell) -> dict[str, object] | None:
+        """The figures of a cell; None where the method is not defined there."""
+        found = self.plan(cell)
+        if found is None:
+            return None
+        plan, kind = found
+        goal = self.goal(cell.part, cell.scale)
+        top, features, errors = self.top(cell.part), [], []
+        for first in range(0, cell.samples, 50):
+            seeds = range(first, min(first + 50, cell.samples))
+            noise, labels = self.model.points(seeds)
+            start = self.begin(kind, noise * top.sigma, labels, cell.scale, top, plan.first_level)
+            denoiser = self.model.guided(labels, cell.scale)
+            made = engine.sample(plan, denoiser, start, prediction=self.model.prediction)
+            known = goal[first : first + len(made)]
+            errors.append((made[: len(known)] - known).double().square().flatten(1).mean(1))
+            if cell.samples >= FD_SAMPLES // 4:
+                pixels = ((made / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+                features.append(classifier()(pixels)["features"])
+        each = torch.cat(errors)
+        result: dict[str, object] = {
+            "part": cell.part, "method": cell.method, "nfe": cell.nfe, "guidance_scale": cell.scale,
+            "samples": cell.samples, "error": float(each.mean()), "median": float(each.median()),
+            "standard_error": float(each.std() / len(each) ** 0.5), "each": [round(float(v), 7) for v in each],
+            "plan": plan.fingerprint,
+        }  # fmt: skip
+        if features:
+            from diffsamp.metrics.frechet import frechet_distance
+
+            result["fd"] = frechet_distance(np.concatenate(features), real().stats)
+        return result
+
+
+@cache
+def classifier():
+    from diffsamp.metrics.extractors import extractor
+
+    return extractor("fashion-cnn")
+
+
+@cache
+def real():
+    from diffsamp.metrics.references import reference
+
+    return reference("embedded", classifier())
+
+
+def floor(samples: int) -> float | None:
+    """FD of as many real training pictures to the same test pictures."""
+    from diffsamp import models
+
+    return models.config("fashion-reference")["floor"].get(str(samples))
+
+
+@cache
+def stock_plan(name: str, nfe: int) -> Plan:
     import diffusers
 
     kind, options = STOCK[name]
@@ -60,170 +266,187 @@ def stock_plan(name: str, model: calibrate.Model, nfe: int) -> Plan:
     return Plan.from_scheduler(getattr(diffusers, kind)(**config, **spacing, **options), nfe)
 
 
-def plans(model: calibrate.Model, nfe: int, scale: float, start: float | None) -> dict[str, tuple[Plan, str]]:
-    """Every method that has what it needs: name → (plan, how it starts)."""
-    found: dict[str, tuple[Plan, str]] = {}
-    base = grid("linspace", model.process, nfe)
-    for name in STOCK:
-        found[name] = (stock_plan(name, model, nfe), "noise")
-    for name in ("ddim", "dpmpp-2m"):
-        found[f"dualfast({name}) default"] = (dualfast(solver(name)(model.process, base)), "noise")
-    for name, (method, inner) in CALIBRATED.items():
-        try:
-            artifact = find(method, inner)
-            if artifact.model["sha256"] != model.sha256:
-                continue
-            if method == "grid":
-                plan = solver(inner)(model.process, artifact.levels(model.process, nfe, scale))
-            else:
-                plan = artifact.apply(solver(inner)(model.process, base), scale)
-        except DiffsampError:
-            continue
-        found[name] = (plan, "noise")
-    if start is None:
-        return found
-    low = model.process.level(start)
-    tail = Grid.from_times(model.process, np.linspace(low.t, 0, nfe + 1)[:-1])
-    first = base.levels[0]
-    large = np.linspace(low.t, 0, nfe)[:-1]
-    stepped = Grid(model.process, (first, *Grid.from_times(model.process, large).levels))
-    for name in ("unipc", "dpmpp-2m"):
-        for kind in ("teleport", "mean only", "white"):
-            found[f"{name}, {kind} start"] = (solver(name)(model.process, tail), kind)
-        found[f"{name}, one large step first"] = (solver(name)(model.process, stepped), "noise")
-    return found
-
-
-def begin(kind: str, stats: teleport.Statistics | None, x: torch.Tensor, labels: torch.Tensor, scale: float, s, t):
-    """The start at level t from the noise x at level s."""
-    if kind == "noise":
-        return x
-    if kind == "white":
-        return x * (t.sigma / s.sigma)
-    assert stats is not None
-    if kind == "mean only":
-        mean = stats.mean.float().reshape(1, *x.shape[1:])
-        return t.alpha * mean + (x - s.alpha * mean) * (t.sigma / s.sigma)
-    return teleport.teleport(stats, x, s, t, labels=labels, guidance_scale=scale)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--json", action="store_true", help="print the figures as json")
-    parser.add_argument("--seeds", type=int, default=16, help="held-out seeds of the trajectory error")
-    parser.add_argument("--samples", type=int, default=0, help="pictures per Fréchet distance; 0 leaves it out")
-    parser.add_argument("--nfe", default="4,5,6,8,10")
-    parser.add_argument("--guidance-scale", default="1,3,7.5")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    nfes = [5] if args.quick else [int(v) for v in args.nfe.split(",")]
-    scales = [1.0] if args.quick else [float(v) for v in args.guidance_scale.split(",")]
-    count = 4 if args.quick else args.seeds
-    model = calibrate.embedded("fashion")
-    path = SHIPPED / "fashion-gaussian.safetensors"
-    stats = teleport.load(path) if path.exists() else None
-    noise, labels = model.points(range(count))
-    rows = []
+def cells(nfes: list[int], scales: list[float], samples: int, line4: int) -> Iterator[Cell]:
+    """Everything, most wanted first. A cell with a Fréchet distance holds the trajectory error too."""
+    rows = [*CALIBRATED, *STOCK, *DEFAULTS]
+    started = [f"{name}, {kind}" for name in STARTED for kind in KINDS]
+    if samples:
+        for scale in scales[:1]:
+            yield from (Cell("table", method, nfe, scale, samples) for method, nfe in WORTH[:8] if nfe in nfes)
     for scale in scales:
-        top = grid("linspace", model.process, 5)
-        x = noise * top.levels[0].sigma
-        denoiser = model.guided(labels, scale)
-        goal = calibrate.Reference(
-            model.process, top.levels, denoiser, x, steps=50 if args.quick else 200, prediction=model.prediction
-        ).at(top.levels[-1])
-        for nfe in nfes:
-            for name, (plan, kind) in plans(model, nfe, scale, None if stats is None else stats.start).items():
-                start = begin(kind, stats, x, labels, scale, top.levels[0], plan.first_level)
-                made = engine.sample(plan, denoiser, start, prediction=model.prediction)
-                each = (made - goal).double().square().flatten(1).mean(1)
-                rows.append(
-                    {
-                        "method": name, "nfe": nfe, "guidance_scale": scale, "error": float(each.mean()),
-                        "standard_error": float(each.std() / len(each) ** 0.5), "median": float(each.median()),
-                    }
+        for nfe in sorted(nfes, key=lambda n: (n not in (5, 8), n)):
+            yield from (Cell("table", method, nfe, scale) for method in rows)
+    for scale in scales:
+        for nfe in (n for n in nfes if n in (5, 8)):
+            yield from (Cell("table", method, nfe, scale) for method in started)
+    for scale in scales:
+        for name in STARTED:
+            calls = 2 if name == "heun" else 1
+            yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scale)
+            for dropped in DROPPED:
+                left = calls * (PAPER_STEPS - dropped) - (calls - 1)
+                yield from (
+                    Cell("paper", f"{name}, {kind}, {dropped} dropped", left + (kind == "one large step"), scale)
+                    for kind in KINDS
+                    if dropped in (4, 6) or kind in KINDS[:2]
+                )
+    if samples:
+        for scale in scales[1:]:
+            yield from (Cell("table", method, nfe, scale, samples) for method, nfe in WORTH[:3] if nfe in nfes)
+        for name in STARTED[::-1]:
+            calls = 2 if name == "heun" else 1
+            yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scales[0], samples // 2)
+            for dropped in (4, 6):
+                left = calls * (PAPER_STEPS - dropped) - (calls - 1)
+                yield from (
+                    Cell("paper", f"{name}, {kind}, {dropped} dropped", left + (kind == "one large step"), scales[0],
+                         samples // 2)
+                    for kind in KINDS
                 )  # fmt: skip
-            print(f"guidance {scale:g}, {nfe} calls done", file=sys.stderr, flush=True)
-    distances = frechet(model, args.samples, nfes, scales) if args.samples else []
-    result = {
-        "model_sha256": model.sha256, "seeds": count, "samples": args.samples, "rows": rows, "frechet": distances,
-        "torch": torch.__version__, "machine": f"{platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-    text = table(result)
-    if args.json:
-        print(json.dumps(result))
-    else:
-        print(text)
-    if not args.quick:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / "few_step.json").write_text(json.dumps(result, indent=1) + "\n")
-        (args.out / "few_step.md").write_text(text)
-        plot(result, args.out / "few_step.png")
+        yield from (Cell("table", method, nfe, scales[0], samples) for method, nfe in WORTH[8:] if nfe in nfes)
+    if line4:
+        yield from (Cell("table", method, nfe, scales[0], line4) for method, nfe in WORTH[:3])
+    for scale in scales:
+        for nfe in (n for n in nfes if n not in (5, 8)):
+            yield from (Cell("table", method, nfe, scale) for method in started)
 
 
-def frechet(model: calibrate.Model, samples: int, nfes: list[int], scales: list[float]) -> list[dict]:
-    """Feature Fréchet distance of a few methods at the middle guidance scale."""
-    from diffsamp.metrics.extractors import extractor
-    from diffsamp.metrics.frechet import frechet_distance
-    from diffsamp.metrics.references import reference
-
-    net = extractor("fashion-cnn")
-    real = reference("embedded", net)
-    scale = scales[len(scales) // 2]
-    found = []
-    wanted = [("UniPC-2", 10), ("DPM-Solver++ 2M", 10), ("dc(unipc)", 5), ("UniPC-2", 5)]
-    for name, nfe in wanted:
-        plan = plans(model, nfe, scale, None).get(name, (None, ""))[0]
-        if plan is None:
+def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
+    """Measure the cells that nobody has measured or begun."""
+    done: set[tuple[str, str, int, float]] = set()
+    for cell in todo:
+        key = (cell.part, cell.method, cell.nfe, cell.scale)
+        path, claim = bench.folder / f"{cell.name}.json", bench.folder / f"{cell.name}.claim"
+        if path.exists():
+            done.add(key)
             continue
-        made = []
-        for first in range(0, samples, 50):
-            noise, labels = model.points(range(10_000 + first, 10_000 + min(first + 50, samples)))
-            denoiser = model.guided(labels, scale)
-            made.append(engine.sample(plan, denoiser, noise * plan.first_level.sigma, prediction=model.prediction))
-        pixels = ((torch.cat(made) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        distance = frechet_distance(net(pixels)["features"], real.stats)
-        found.append({"method": name, "nfe": nfe, "guidance_scale": scale, "distance": distance})
-        print(f"Fréchet distance of {name} at {nfe} calls done", file=sys.stderr, flush=True)
-    return found
+        if time.time() > deadline or (cell.samples == bench.seeds and key in done):
+            continue
+        if bench.plan(cell) is None:
+            continue
+        try:
+            # A claim is stale after an hour: its process was killed.
+            if claim.exists() and time.time() - claim.stat().st_mtime > 3600:
+                claim.unlink()
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            done.add(key)
+            continue
+        began = time.process_time()
+        try:
+            result = bench.measure(cell)
+            assert result is not None
+            result["model_sha256"] = bench.model.sha256
+            write_whole(path, json.dumps(result).encode(), overwrite=True)
+        finally:
+            claim.unlink(missing_ok=True)
+        done.add(key)
+        print(
+            f"{cell.name}: error {1000 * result['error']:.2f}, FD {result.get('fd', float('nan')):.3f} "
+            f"({time.process_time() - began:.0f} CPU-s)", file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+
+def collected(folder: Path, sha256: str) -> list[dict]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [row for row in found if row["model_sha256"] == sha256]
+
+
+def best_of(rows: list[dict], part: str) -> dict[tuple[str, int, float], dict]:
+    """By (method, calls, scale): the trajectory error, and the Fréchet distances by number of pictures."""
+    table: dict[tuple[str, int, float], dict] = {}
+    for row in sorted((r for r in rows if r["part"] == part), key=lambda r: r["samples"]):
+        entry = table.setdefault((row["method"], row["nfe"], row["guidance_scale"]), {"fd": {}})
+        entry |= {k: row[k] for k in ("error", "standard_error", "median", "each")}
+        if "fd" in row:
+            entry["fd"][row["samples"]] = row["fd"]
+    return table
+
+
+def paired(a: dict, b: dict) -> str:
+    """Mean difference of two methods on the same seeds, in its standard errors."""
+    n = min(len(a["each"]), len(b["each"]))
+    gap = np.array(a["each"][:n]) - np.array(b["each"][:n])
+    return f"{1000 * gap.mean():+.2f} ± {1000 * gap.std(ddof=1) / n**0.5:.2f}"
 
 
 def table(result: dict) -> str:
     rows = result["rows"]
-    nfes = sorted({r["nfe"] for r in rows})
+    mine = best_of(rows, "table")
+    nfes = sorted({n for _, n, _ in mine})
+    scales = sorted({s for _, _, s in mine})
+    names = [n for n in (*STOCK, *DEFAULTS, *CALIBRATED, *(f"{b}, {k}" for b in STARTED for k in KINDS))]
     lines = [
         "# Few network calls on the embedded image model", "",
-        f"Trajectory error ×1000 (mean squared distance per pixel of the final state to a 200-step run), {result['seeds']} "  # noqa: E501
-        f"seeds that no calibration saw. Weights {result['model_sha256'][:12]}; torch {result['torch']}; "
-        f"{result['machine']}; {result['date']}. Bold: at or below the best stock scheduler of that column.", "",
+        f"Trajectory error ×1000: mean squared distance per pixel of the final state to a 200-step run from the same "
+        f"noise, ± its standard error, {result['seeds']} seeds that no calibration saw. Bold: below the best stock "
+        f"scheduler of that column. Weights {result['model_sha256'][:12]}; torch {result['torch']}; "
+        f"{result['machine']}; {result['date']}.", "",
     ]  # fmt: skip
-    for scale in sorted({r["guidance_scale"] for r in rows}):
-        mine = {(r["method"], r["nfe"]): r for r in rows if r["guidance_scale"] == scale}
-        names = list(dict.fromkeys(r["method"] for r in rows))
-        best = {n: min(mine[name, n]["error"] for name in STOCK) for n in nfes}
+    for scale in scales:
         lines += [f"## Guidance scale {scale:g}", "", "| method | " + " | ".join(f"{n} calls" for n in nfes) + " |"]
         lines += ["|---|" + "---|" * len(nfes)]
+        best = {n: min((mine[s, n, scale]["error"] for s in STOCK if (s, n, scale) in mine), default=0) for n in nfes}
         for name in names:
-            cells = []
+            texts = []
             for n in nfes:
-                row = mine.get((name, n))
+                row = mine.get((name, n, scale))
                 text = "" if row is None else f"{1000 * row['error']:.2f} ± {1000 * row['standard_error']:.2f}"
-                better = row is not None and name not in STOCK and row["error"] <= best[n]
-                cells.append(f"**{text}**" if better else text)
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+                texts.append(f"**{text}**" if row and name not in STOCK and row["error"] < best[n] else text)
+            if any(texts):
+                lines.append(f"| {name} | " + " | ".join(texts) + " |")
         lines.append("")
-    if result["frechet"]:
-        lines += [
-            f"## Feature Fréchet distance, {result['samples']} pictures",
-            "",
-            "| method | calls | guidance | distance |",
-        ]
-        lines += ["|---|---|---|---|"]
-        for r in result["frechet"]:
-            lines.append(f"| {r['method']} | {r['nfe']} | {r['guidance_scale']:g} | {r['distance']:.2f} |")
+    lines += ["## Five calibrated calls against eight stock ones", ""]
+    lines += ["Difference of the trajectory error ×1000 on the same seeds (below 0: ours is closer).", ""]
+    lines += ["| guidance | ours, 5 calls | to UniPC-2, 8 calls | to DPM-Solver++ 2M, 8 calls |", "|---|---|---|---|"]
+    for scale in scales:
+        ours = [(mine[m, 5, scale]["error"], m) for m in CALIBRATED if (m, 5, scale) in mine]
+        others = [mine.get((m, 8, scale)) for m in ("UniPC-2", "DPM-Solver++ 2M")]
+        if ours and all(others):
+            error, name = min(ours)
+            gaps = " | ".join(paired(mine[name, 5, scale], other) for other in others if other)
+            lines.append(f"| {scale:g} | {name}: {1000 * error:.2f} | {gaps} |")
+    lines += ["", "## FD[fashion-cnn]", "", "| guidance | method | calls | pictures | FD | floor (real) |"]
+    lines += ["|---|---|---|---|---|---|"]
+    order = {name: i for i, name in enumerate(names)}
+    for (name, n, scale), row in sorted(mine.items(), key=lambda kv: (kv[0][2], kv[0][1], order[kv[0][0]])):
+        for samples, value in sorted(row["fd"].items()):
+            real_floor = floor(samples)
+            text = "-" if real_floor is None else f"{real_floor:.3f}"
+            lines.append(f"| {scale:g} | {name} | {n} | {samples:,} | {value:.3f} | {text} |")
+    return "\n".join([*lines, "", *paper_table(rows)])
+
+
+def paper_table(rows: list[dict]) -> list[str]:
+    mine = best_of(rows, "paper")
+    if not mine:
+        return []
+    lines = [
+        "## Teleportation on the paper's grid", "",
+        f"EDM's {PAPER_STEPS} levels from sigma {PAPER_TOP:g}, of which the first ones are dropped: calls, then the "
+        "trajectory error ×1000 as mean and (median); FD where it was measured.", "",
+    ]  # fmt: skip
+    for scale in sorted({s for _, _, s in mine}):
+        lines += [f"### Guidance scale {scale:g}", "", "| solver | dropped | " + " | ".join(KINDS) + " |"]
+        lines += ["|---|---|" + "---|" * len(KINDS)]
+        for name in STARTED:
+            by_method = {m: (n, row) for (m, n, s), row in mine.items() if s == scale and m.startswith(f"{name}, ")}
+
+            def text(method: str, by_method=by_method) -> str:
+                if method not in by_method:
+                    return ""
+                n, row = by_method[method]
+                fd = "".join(f"; FD {v:.3f}" for v in row["fd"].values())
+                return f"{n}: {1000 * row['error']:.2f} ({1000 * row['median']:.2f}){fd}"
+
+            if f"{name}, whole grid" in by_method:
+                lines.append(f"| {name} | none | {text(f'{name}, whole grid')} |  |  |  |")
+            for dropped in DROPPED:
+                texts = [text(f"{name}, {kind}, {dropped} dropped") for kind in KINDS]
+                if any(texts):
+                    lines.append(f"| {name} | {dropped} | " + " | ".join(texts) + " |")
         lines.append("")
-    return "\n".join(lines)
+    return lines
 
 
 def plot(result: dict, path: Path) -> None:
@@ -232,21 +455,82 @@ def plot(result: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = result["rows"]
-    scales = sorted({r["guidance_scale"] for r in rows})
-    figure, axes = plt.subplots(1, len(scales), figsize=(5 * len(scales), 4), squeeze=False)
-    shown = ("DDIM", "DPM-Solver++ 2M", "UniPC-2", "dc(unipc)", "dc(dpmpp-2m)", "dc(ddim)", "unipc, teleport start")
+    mine = best_of(result["rows"], "table")
+    scales = sorted({s for _, _, s in mine})
+    figure, axes = plt.subplots(1, len(scales), figsize=(4.6 * len(scales), 4.2), squeeze=False)
+    shown = (
+        "DDIM", "DPM-Solver++ 2M", "UniPC-2", "dualfast(ddim) calibrated", "dc(ddim), k = 1", "dc(unipc)",
+        "unipc on a calibrated grid", "all on unipc",
+    )  # fmt: skip
     for axis, scale in zip(axes[0], scales, strict=True):
-        for name in shown:
-            points = [(r["nfe"], r["error"]) for r in rows if r["method"] == name and r["guidance_scale"] == scale]
+        for i, name in enumerate(shown):
+            points = sorted((n, 1000 * r["error"]) for (m, n, s), r in mine.items() if m == name and s == scale)
             if points:
-                axis.plot(*zip(*points, strict=True), "--" if name in STOCK else "-", marker="o", label=name)
+                axis.plot(
+                    *zip(*points, strict=True), "--" if name in STOCK else "-", marker="o", ms=4, color=f"C{i}",
+                    label=name,
+                )  # fmt: skip
         axis.set(title=f"guidance {scale:g}", xlabel="network calls", yscale="log")
-    axes[0][0].set_ylabel("trajectory error")
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
+        axis.grid(alpha=0.3, which="both")
+    axes[0][0].set_ylabel("trajectory error ×1000")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(path, dpi=80)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few cells on 8 seeds, nothing written")
+    parser.add_argument("--json", action="store_true", help="print the figures as json")
+    parser.add_argument("--samples", type=int, default=FD_SAMPLES, help="pictures per Fréchet distance; 0: none")
+    parser.add_argument("--line4", type=int, default=0, help="pictures per Fréchet distance of three main cells")
+    parser.add_argument("--nfe", default="4,5,6,8,10")
+    parser.add_argument("--guidance-scale", default="1,3,7.5")
+    parser.add_argument("--cells", type=Path, default=Path("build/few_step"), help="folder of the measured cells")
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so many")
+    parser.add_argument("--table-only", action="store_true", help="write the table from what is there")
+    parser.add_argument("--no-table", action="store_true", help="measure only")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.quick:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(Path(folder), reference_steps=30, seeds=8)
+            todo = [replace(c, samples=8) for c in cells([5], [1.0], 0, 0) if c.part == "table"]
+            work(bench, iter(todo), float("inf"))
+            finish(bench, args)
+        return
+    args.cells.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.cells)
+    if not args.table_only:
+        nfes = [int(v) for v in args.nfe.split(",")]
+        scales = [float(v) for v in args.guidance_scale.split(",")]
+        work(bench, cells(nfes, scales, args.samples, args.line4), time.time() + 60 * args.minutes)
+    if not args.no_table:
+        finish(bench, args)
+
+
+def finish(bench: Bench, args: argparse.Namespace) -> None:
+    """Print the result and, but for a quick run, write it."""
+    result = {
+        "model_sha256": bench.model.sha256, "seeds": bench.seeds, "rows": collected(bench.folder, bench.model.sha256),
+        "torch": torch.__version__, "machine": f"{platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
+    }  # fmt: skip
+    text = table(result)
+    print(json.dumps(result) if args.json else text)
+    if not args.quick:
+        args.out.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(result, separators=(",", ":")).replace('},{"part', '},\n{"part') + "\n"
+        write_whole(args.out / "few_step.json", content.encode(), overwrite=True)
+        write_whole(args.out / "few_step.md", text.encode(), overwrite=True)
+        plot(result, args.out / "few_step.png")
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DiffsampError as error:
+        raise SystemExit(f"error: {error}") from None
