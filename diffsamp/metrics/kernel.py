@@ -25,20 +25,22 @@ def _diagonal(x: np.ndarray) -> float:
     return float((((x * x).sum(1) / x.shape[1] + 1.0) ** 3).sum())
 
 
-def _within(x: np.ndarray) -> float:
+def within(x: np.ndarray) -> float:
+    """The mean kernel value of two different rows of x [n, d], float64."""
     return (_sum(x, x) - _diagonal(x)) / (len(x) * (len(x) - 1))
 
 
-def kernel_distance(a: Any, b: Any) -> float:
+def kernel_distance(a: Any, b: Any, *, within_b: float | None = None) -> float:
     """The unbiased estimate from all pictures, computed in blocks: memory does not grow with n squared.
 
+    `within_b` is `within(b)`, for callers that compare many sets with one reference.
     Raises DiffsampError for different numbers of features or fewer than two pictures.
     """
     a, b = as_features(a), as_features(b, "reference")
     check_same_width(a, b)
     if min(len(a), len(b)) < 2:
         raise DiffsampError(f"features holds {len(a)} pictures and the reference {len(b)}; accepted: at least 2 each")
-    return _within(a) + _within(b) - 2 * _sum(a, b) / (len(a) * len(b))
+    return within(a) + (within(b) if within_b is None else within_b) - 2 * _sum(a, b) / (len(a) * len(b))
 
 
 def kernel_distance_subsets(

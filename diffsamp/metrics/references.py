@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import numpy as np
 
 from diffsamp.errors import DiffsampError
 from diffsamp.files import NotWritten, write_whole
+from diffsamp.metrics.arrays import as_features
 from diffsamp.metrics.frechet import factor, frechet_distance
+from diffsamp.metrics.kernel import within
 from diffsamp.metrics.moments import FrechetStats
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -43,6 +46,11 @@ class Reference:
             digest = hashlib.sha256(self.stats.mean.tobytes() + self.stats.covariance.tobytes())
             self.fingerprint = digest.hexdigest()[:16]
         self.factor = factor(self.stats.covariance)
+
+    @cached_property
+    def within(self) -> float | None:
+        """The reference's own part of the kernel distance, computed once; None without features."""
+        return None if self.features is None else within(as_features(self.features, "reference"))
 
     def floor_at(self, n: int, draws: int = 5) -> tuple[float | None, str]:
         """What real pictures score at n, the least that a perfect model would, and how it was found.

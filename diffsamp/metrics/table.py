@@ -10,7 +10,7 @@ from diffsamp.errors import DiffsampError
 from diffsamp.metrics.accuracy import class_accuracy
 from diffsamp.metrics.frechet import frechet_distance, frechet_infinity
 from diffsamp.metrics.intervals import Z95, Interval, bootstrap, mean_interval, wilson
-from diffsamp.metrics.kernel import kernel_distance
+from diffsamp.metrics.kernel import kernel_distance, within
 from diffsamp.metrics.manifold import precision_recall
 from diffsamp.metrics.moments import FrechetStats
 from diffsamp.metrics.references import Reference
@@ -97,7 +97,7 @@ def _one(
         spread = Z95 * float(np.std(values, ddof=1))
         return Interval(float(np.mean(values)), float(np.mean(values)) - spread, float(np.mean(values)) + spread)
     if name == "kid" and real is not None:
-        return _kid(features, real, seed)
+        return _kid(features, real, reference.within, seed)
     if name == "is" and "logits" in arrays and n >= 10:
         value, spread = inception_score(arrays["logits"])
         half = Z95 * spread / np.sqrt(10)
@@ -115,12 +115,14 @@ def _one(
     return None
 
 
-def _kid(features: np.ndarray, real: np.ndarray, seed: int) -> Interval:
+def _kid(features: np.ndarray, real: np.ndarray, real_within: float | None, seed: int) -> Interval:
     """All pictures for the estimate; ten disjoint tenths of the generated ones for its spread."""
-    value = kernel_distance(features, real)
+    value = kernel_distance(features, real, within_b=real_within)
     parts = np.array_split(np.random.default_rng(seed).permutation(len(features)), 10)
     if len(parts[-1]) < 2:
         return Interval(value, float("nan"), float("nan"))
-    sample = real[np.random.default_rng(seed).permutation(len(real))[:2000]]
-    spread = float(np.std([kernel_distance(features[rows], sample) for rows in parts], ddof=1)) / np.sqrt(10)
-    return Interval(value, value - Z95 * spread, value + Z95 * spread)
+    sample = real[np.random.default_rng(seed).permutation(len(real))[:2000]].astype(np.float64)
+    own = within(sample)
+    spread = float(np.std([kernel_distance(features[rows], sample, within_b=own) for rows in parts], ddof=1))
+    half = Z95 * spread / float(np.sqrt(10))
+    return Interval(value, value - half, value + half)
