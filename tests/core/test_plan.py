@@ -27,23 +27,36 @@ GRIDS = {
     "vp": ("linspace", "trailing", "uniform", "karras", "exponential", "beta", "ays"),
     "flow": ("flow", "uniform", "linspace", "karras"),
 }
-BASES = sorted(name for name, info in diffsamp.solvers().items() if not info.transform)
+# Every solver, with the options that change its table; transforms on the bases that they are meant for.
+SETTINGS = [
+    *((name, {}) for name in sorted(diffsamp.solvers())),
+    *(("unipc", {"order": k, "variant": v}) for k in (1, 2, 3) for v in ("bh1", "bh2")),
+    *(("unipc", {"order": k, "corrector": False}) for k in (2, 3)),
+    *((name, {"lower_order_final": False}) for name in ("unipc", "dpmpp-2m", "dpmpp-3m", "deis", "sa-solver")),
+    *(("deis", {"order": k}) for k in (1, 2, 3)),
+    *(("ipndm", {"order": k}) for k in (1, 2, 3)),
+    *((name, {"variant": "midpoint"}) for name in ("dpmpp-2s", "dpmpp-3s")),
+    *(("sa-solver", {"predictor_order": k, "corrector_order": c}) for k in (1, 3) for c in (0, 3)),
+    ("dpmpp-2m", {"variant": "heun"}), ("ddim", {"eta": 0.5}), ("sa-solver", {"tau": 0.0}),
+    *((f"{name}(deis)", {}) for name in ("dc", "dualfast")), ("dc(dpmpp-2m)", {}),
+]  # fmt: skip
 
 
 @settings(max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    solver=st.sampled_from(BASES),
+    setting=st.sampled_from(SETTINGS),
     process=st.sampled_from(sorted(PROCESSES)),
     steps=st.integers(1, 100),
     pick=st.integers(0, 20),
 )
-def test_a_configuration_gives_nan_or_breaks_the_point_mass_invariant(solver, process, steps, pick):
+def test_a_configuration_gives_nan_or_breaks_the_point_mass_invariant(setting, process, steps, pick):
+    solver, options = setting
     chosen = PROCESSES[process]
     names = GRIDS["flow"] if chosen.kind == "flow" else (
         GRIDS["vp"] if chosen.clock == "discrete" else ("karras", "exponential", "logsnr")
     )  # fmt: skip
     # Building a plan checks both; a failure raises and names the row.
-    plan = diffsamp.solver(solver)(chosen, diffsamp.grid(names[pick % len(names)], chosen, steps))
+    plan = diffsamp.solver(solver, **options)(chosen, diffsamp.grid(names[pick % len(names)], chosen, steps))
     assert np.isfinite(plan.response("sample")).all()
 
 
