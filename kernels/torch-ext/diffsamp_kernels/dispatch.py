@@ -1,17 +1,20 @@
 """Which implementation runs: by the device of the tensor, the ``backend`` argument and ``DIFFSAMP_BACKEND``.
 
 ``auto`` takes Triton for GPU tensors where it is installed and torch otherwise. A backend that is named runs or raises.
-Triton is not imported here, only looked for.
+``compiled`` is torch.compile of the linear and the guided step; ``auto`` never takes it, because the first call of each
+shape takes seconds. Triton is not imported here, only looked for.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+from functools import cache
 
 import torch
 
-BACKENDS = ("auto", "triton", "torch", "naive")
+BACKENDS = ("auto", "triton", "torch", "compiled", "naive")
 
 
 class BackendError(ValueError):
@@ -28,21 +31,40 @@ def triton_present() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def choose(backend: str | None, tensor: torch.Tensor) -> str:
-    """``triton``, ``torch`` or ``naive``.
+@cache
+def compiler_missing(device: str, cxx: str | None, path: str | None) -> str | None:
+    """What torch.compile lacks for tensors on a kind of device, or None; ``cxx`` and ``path`` are the environment's."""
+    if device == "cuda":
+        return None if triton_present() else "the package triton is not installed (pip install triton, on Linux)"
+    names = [cxx] if cxx else ["g++", "clang++", "c++", "cl"]
+    if any(shutil.which(name, path=path) for name in names):
+        return None
+    return f"there is no C++ compiler (looked for {', '.join(names)})"
+
+
+def choose(backend: str | None, tensor: torch.Tensor, compiles: bool = True) -> str:
+    """``triton``, ``torch``, ``compiled`` or ``naive``.
 
     Args:
         backend: one of ``BACKENDS``; None reads ``DIFFSAMP_BACKEND``, then ``auto``.
         tensor: the operation's main input; only its device counts.
+        compiles: the operation has a ``compiled`` form.
 
     Raises:
-        BackendError: an unknown name, or Triton asked for where it is missing or the tensor is not on a GPU.
+        BackendError: an unknown name; Triton asked for where it is missing or the tensor is not on a GPU; ``compiled``
+            asked for where there is no compiler or the operation has no such form.
     """
     wish = backend or os.environ.get("DIFFSAMP_BACKEND") or "auto"
     if wish not in BACKENDS:
         raise BackendError(f"backend={wish!r} is not known; accepted: {', '.join(BACKENDS)}")
     if wish == "auto":
         return "triton" if tensor.is_cuda and triton_present() else "torch"
+    if wish == "compiled":
+        missing = "this operation has no such form; use backend='torch'"
+        if compiles:
+            missing = compiler_missing(tensor.device.type, os.environ.get("CXX") or None, os.environ.get("PATH"))
+        if missing is not None:
+            raise BackendError(f"backend='compiled': {missing}")
     if wish == "triton":
         if not triton_present():
             raise BackendError("backend='triton': the package triton is not installed (pip install triton, on Linux)")

@@ -68,6 +68,8 @@ def guided_step(
         from .triton import guided_step as run
     elif kind == "naive":
         from .naive import guided_step as run
+    elif kind == "compiled":
+        from .compiled import guided_step as run
     else:
         from .cpu import guided_step as run
     return Guided(*run(cond, uncond, x, bank, coef, step, guidance, momentum, second))

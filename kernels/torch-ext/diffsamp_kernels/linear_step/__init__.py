@@ -50,6 +50,11 @@ def linear_step(
         from .triton import linear_step as launch
 
         return launch(bank, table, step, out)
+    if kind == "compiled":
+        from .compiled import linear_step as generated
+
+        made = generated(bank, table, step)
+        return made if out is None else tuple(o.copy_(m) for o, m in zip(out, made, strict=True))
     return combine(table[int(step)].tolist(), bank, out)
 
 

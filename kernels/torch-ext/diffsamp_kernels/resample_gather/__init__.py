@@ -31,7 +31,7 @@ def resample_gather(
     bank = [check_same(f"registers[{k}]", r, first) for k, r in enumerate(registers)]
     if any(r.dtype != first.dtype for r in bank):
         raise ValueError(f"registers: dtypes {[str(r.dtype) for r in bank]}; must be the same")
-    if choose(backend, first) == "triton":
+    if choose(backend, first, compiles=False) == "triton":
         from .triton import resample_gather as launch
 
         return launch(bank, ancestors)
