@@ -162,8 +162,9 @@ def compare(results: dict, drawn: list[np.ndarray]) -> dict[int, dict]:
     for nfe in sorted({c["nfe"] for c in results["cells"]}):
         here = [i for i, c in enumerate(results["cells"]) if c["nfe"] == nfe]
         fd = {i: results["cells"][i]["metrics"]["fd"][0] for i in here}
-        stock = [i for i in here if results["cells"][i]["solver"].startswith("diffusers:")]
-        ours = [i for i in here if i not in stock]
+        sound = [i for i in here if not results["cells"][i]["not_finite"]]
+        stock = [i for i in sound if results["cells"][i]["solver"].startswith("diffusers:")]
+        ours = [i for i in sound if i not in stock]
         if not stock or not ours:
             continue
         peer, best = min(stock, key=fd.__getitem__), min(ours, key=fd.__getitem__)
@@ -203,7 +204,7 @@ def grid_table(results: dict, compared: dict[int, dict]) -> str:
     names = list(dict.fromkeys(c["solver"] for c in cells))
     names.sort(key=lambda name: name.startswith("diffusers:"))
     at = {(c["solver"], c["nfe"]): i for i, c in enumerate(cells)}
-    best = {n: min(c["metrics"]["fd"][0] for c in cells if c["nfe"] == n) for n in budgets}
+    best = {n: min(c["metrics"]["fd"][0] for c in cells if c["nfe"] == n and not c["not_finite"]) for n in budgets}
     lines = ["| solver | " + " | ".join(f"{n} calls" for n in budgets) + " |", "| --- |" + " ---: |" * len(budgets)]
     for name in names:
         row = []
@@ -211,6 +212,9 @@ def grid_table(results: dict, compared: dict[int, dict]) -> str:
             i = at.get((name, budget))
             if i is None:
                 row.append("")
+                continue
+            if cells[i]["not_finite"]:
+                row.append("not finite")
                 continue
             value, low, high = cells[i]["metrics"]["fd"]
             text = f"{value:.2f} ± {(high - low) / 2:.2f}"

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from diffsamp.cli import build
 from diffsamp.errors import DiffsampError
 from diffsamp.report import csv_text, markdown, read_results, write_report
+from diffsamp.report.figure import _chosen
 from diffsamp.run import run_chunks
 from diffsamp.run.matrix import Cell
 
@@ -29,6 +30,10 @@ const seen = {errors: window.__errors, charts: document.querySelectorAll("svg").
 const column = () => [...document.querySelectorAll("tbody tr")].map((r) => r.children[2].textContent);
 const button = document.querySelectorAll("th button")[2];
 seen.before = column(); button.click(); seen.up = column(); button.click(); seen.down = column();
+document.querySelector(".legend button").click();
+seen.alone = [...document.querySelectorAll(".series:not(.dim)")].map((g) => g.dataset.name);
+seen.best = [...document.querySelectorAll("td.best")].map((td) => td.textContent);
+seen.off = document.querySelector(".off").textContent;
 Promise.all([...document.images].map((i) => i.decode().then(() => i.naturalWidth, () => 0))).then((widths) => {
   seen.widths = widths;
   const out = document.createElement("pre"); out.id = "seen"; out.textContent = JSON.stringify(seen);
@@ -106,8 +111,12 @@ def test_report_is_whole_and_draws_in_a_browser(bench_folder, tmp_path):
     assert found, done.stderr[-2000:]
     seen = json.loads(found.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert seen["errors"] == [] and "CONSOLE" not in done.stderr
-    assert (seen["charts"], seen["dots"], seen["titles"], seen["pictures"]) == (2, 8, 1, 4)
-    assert seen["bars"] == 4  # an interval without an end is not drawn
+    # The cell whose pictures are not all finite is in the table and on no chart.
+    assert (seen["charts"], seen["dots"], seen["titles"], seen["pictures"]) == (2, 6, 1, 4)
+    assert seen["off"] == "Off this chart: diffusers:X at 10."
+    assert sorted(v for v in seen["best"] if v.endswith("0.20")) == ["2.00 ± 0.20", "2.50 ± 0.20"]
+    assert seen["bars"] == 3  # an interval without an end is not drawn
+    assert seen["alone"] == ["unipc", "unipc"]  # one curve in each chart once its solver is chosen
     assert seen["before"] == ["3.00 ± 0.20", "2.50 ± 0.20", "2.00 ± 0.20", "1.50 ± 0.20"]
     assert seen["up"] == seen["before"][::-1] and seen["down"] == seen["before"]
     assert seen["widths"] == [48] * 4  # six pictures of eight pixels, decoded
@@ -116,9 +125,21 @@ def test_report_is_whole_and_draws_in_a_browser(bench_folder, tmp_path):
 def test_tables_carry_intervals_and_mark_the_best(bench_folder):
     results = read_results([bench_folder])[0][1]
     text = markdown(results)
-    assert "**2.50 ± 0.20**" in text and "**1.50 ± 0.20**" in text and "FD[toy]" in text and "FID" not in text
+    assert "**2.50 ± 0.20**" in text and "**2.00 ± 0.20**" in text and "FD[toy]" in text and "FID" not in text
+    assert "| `diffusers:X` (1 not finite) | 10 | 1.50 ± 0.20 |" in text  # told, and never the best
     rows = list(csv.DictReader(io.StringIO(csv_text(results))))
     assert [float(r["fd"]) for r in rows] == [3.0, 2.5, 2.0, 1.5] and float(rows[0]["fd_high"]) == 3.2
+
+
+def test_a_figure_of_many_solvers_draws_the_best_of_ours_and_of_stock():
+    curves = {f"own-{i}": [(3, [5.0 + i] * 3), (5, [2.0 + i] * 3)] for i in range(9)}
+    curves |= {f"diffusers:S{i}": [(3, [1.0 + i] * 3), (5, [1.0 + i] * 3)] for i in range(9)}
+    curves["short"] = [(3, [0.1] * 3)]  # not at every budget: no curve to compare
+    found = _chosen(curves, lower=True)
+    assert found == [f"own-{i}" for i in range(5)] + [f"diffusers:S{i}" for i in range(5)]
+    assert _chosen(curves, lower=False)[0] == "own-8"
+    few = dict(list(curves.items())[:4])
+    assert _chosen(few, lower=True) == list(few)
 
 
 @pytest.mark.parametrize("kind", ["html", "png", "csv", "json", "md"])

@@ -31,7 +31,8 @@ def results(**values: float) -> dict:
     cells = []
     for name, value in values.items():
         solver = f"diffusers:{name[1:].title()}Scheduler" if name.startswith("x") else name
-        cells.append({"solver": solver, "nfe": 5, "calls": 5, "metrics": {"fd": [value, value - 0.2, value + 0.2]}})
+        fd = [value, value - 0.2, value + 0.2]
+        cells.append({"solver": solver, "nfe": 5, "calls": 5, "not_finite": 0, "metrics": {"fd": fd}})
     return {"cells": cells}
 
 
@@ -71,6 +72,16 @@ def test_verdicts_follow_the_paired_interval(suite, ours, spread, verdict):
     assert ("▼" in rows["`unipc`"]) == (verdict == "we lose") and "▼" in rows["`ddim`"]
     assert "▼" not in rows["diffusers Ddim"]  # the mark is for ours
     assert table.count("**") == 2  # one best
+
+
+def test_a_cell_with_pictures_that_are_not_finite_is_named_and_never_best(suite):
+    found = results(unipc=1.0, xunipc=1.2, xheun=0.1)
+    found["cells"][2]["not_finite"] = 3
+    drawn = [np.full(50, c["metrics"]["fd"][0]) for c in found["cells"]]
+    compared = suite.compare(found, drawn)
+    assert "| diffusers Heun | not finite |" in suite.grid_table(found, compared)
+    assert "best stock scheduler `UnipcScheduler`" in suite.losses(found, compared)[0]
+    assert "**1.00 ± 0.20**" in suite.grid_table(found, compared)
 
 
 def test_verify_accepts_the_committed_figures_and_notices_others(suite, tmp_path, capsys):

@@ -16,6 +16,7 @@ function shape(tag, attributes = {}, text) {
   if (text !== undefined) node.textContent = text;
   return node;
 }
+let clips = 0;
 const plain = (v) => Math.abs(v) >= 100 ? v.toFixed(0) : String(Number(v.toPrecision(2)));
 
 function ticks(low, high, log) {
@@ -32,22 +33,34 @@ function ticks(low, high, log) {
   return found;
 }
 
-function chart(run, metric, colour) {
+// The ends of what is drawn: values far outside the bulk would press all others onto one line.
+function bulk(values, f) {
+  const sorted = values.map(f).sort((a, b) => a - b), at = (share) => sorted[Math.round(share * (sorted.length - 1))];
+  const reach = 3 * Math.max(at(.75) - at(.25), 1e-9), inside = values.filter((v) => f(v) >= at(.25) - reach && f(v) <= at(.75) + reach);
+  return inside.length > 4 ? inside : values;
+}
+
+function chart(run, metric, colour, off) {
   const W = 520, H = 300, L = 52, R = 12, T = 10, B = 36;
   const series = new Map();
   for (const cell of run.cells) {
     const found = cell.metrics[metric.key];
     if (!found || found.v[0] === null) continue;
+    if (cell.broken) { off.push(cell); continue; }
     if (!series.has(cell.name)) series.set(cell.name, []);
     series.get(cell.name).push({x: cell.calls, v: found.v, cell});
   }
   const points = [...series.values()].flat();
   const svg = shape("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${metric.label} against network calls`});
   if (!points.length) return svg;
-  const xs = points.map((p) => p.x), ends = points.flatMap((p) => p.v.filter((v) => v !== null));
+  const xs = points.map((p) => p.x), all = points.flatMap((p) => p.v.filter((v) => v !== null));
+  const log = metric.lower && Math.min(...all) > 0 && Math.max(...all) / Math.min(...all) > 4;
+  const kept = bulk(points.map((p) => p.v[0]), log ? Math.log : (v) => v);
+  const near = (p) => p.v[0] >= Math.min(...kept) && p.v[0] <= Math.max(...kept);
+  const ends = points.filter(near).flatMap((p) => p.v.filter((v) => v !== null));
   let low = Math.min(...ends), high = Math.max(...ends);
+  for (const p of points) if (!near(p)) off.push(p.cell);
   const floor = metric.key === "fd" ? run.reference.floor : null;
-  const log = metric.lower && low > 0 && high / low > 4;
   if (floor && (!log || floor > 0)) low = Math.min(low, floor);
   const pad = log ? 0 : ((high - low) || Math.abs(high) || 1) * 0.06;
   low -= pad; high += pad;
@@ -67,18 +80,23 @@ function chart(run, metric, colour) {
     svg.append(shape("line", {class: "floor", x1: L, x2: W - R, y1: Y(floor), y2: Y(floor)}));
     svg.append(shape("text", {x: W - R, y: Y(floor) - 4, "text-anchor": "end"}, "floor: real against real"));
   }
+  const clip = `clip-${metric.key}-${clips++}`, frame = shape("clipPath", {id: clip});
+  frame.append(shape("rect", {x: L, y: T, width: W - L - R, height: H - T - B}));
+  svg.append(frame);
   for (const [name, line] of series) {
     line.sort((a, b) => a.x - b.x);
-    const stroke = colour.get(name);
+    const stroke = colour.get(name), group = shape("g", {class: "series", "clip-path": `url(#${clip})`});
+    group.dataset.name = name;
+    svg.append(group);
     const path = line.map((p, i) => `${i ? "L" : "M"}${X(p.x).toFixed(1)},${Y(p.v[0]).toFixed(1)}`).join("");
-    svg.append(shape("path", {d: path, fill: "none", stroke, "stroke-width": 2, "stroke-dasharray": line[0].cell.stock ? "5 4" : "none"}));
+    group.append(shape("path", {d: path, fill: "none", stroke, "stroke-width": 2, "stroke-dasharray": line[0].cell.stock ? "5 4" : "none"}));
     for (const p of line) {
       const [v, a, b] = p.v;
       if (a !== null && b !== null && (!log || a > 0))
-        svg.append(shape("line", {class: "interval", x1: X(p.x), x2: X(p.x), y1: Y(a), y2: Y(b), stroke, "stroke-width": 1.4, opacity: .6}));
+        group.append(shape("line", {class: "interval", x1: X(p.x), x2: X(p.x), y1: Y(a), y2: Y(b), stroke, "stroke-width": 1.4, opacity: .6}));
       const dot = shape("circle", {cx: X(p.x), cy: Y(v), r: 3.5, fill: stroke});
       dot.append(shape("title", {}, `${name}, ${p.x} calls: ${p.cell.metrics[metric.key].text}`));
-      svg.append(dot);
+      group.append(dot);
     }
   }
   return svg;
@@ -94,6 +112,7 @@ function table(run) {
   ];
   const bests = new Map();
   for (const cell of run.cells) for (const m of run.metrics) {
+    if (cell.broken) continue;
     const found = cell.metrics[m.key]; if (!found || found.v[0] === null) continue;
     const key = m.key + cell.nfe, have = bests.get(key);
     if (have === undefined || (m.lower ? found.v[0] < have : found.v[0] > have)) bests.set(key, found.v[0]);
@@ -104,7 +123,7 @@ function table(run) {
     for (const column of columns) {
       const td = el("td", {}, column.label === "solver" ? el("code", {}, column.text(cell)) : column.text(cell));
       const value = column.get(cell);
-      if (column.metric && value !== null && bests.get(column.metric.key + cell.nfe) === value) td.className = "best";
+      if (column.metric && value !== null && !cell.broken && bests.get(column.metric.key + cell.nfe) === value) td.className = "best";
       row.append(td);
     }
     return {cell, row};
@@ -147,18 +166,31 @@ for (const run of runs) {
   const names = [...new Set(run.cells.map((c) => c.name))];
   const colour = new Map(names.map((name, i) => [name, COLOURS[i % COLOURS.length]]));
   main.append(el("h1", {}, `Quality against network calls: ${run.model}`));
-  main.append(el("p", {class: "sub"}, `${run.cells.length} cells, ${run.cells[0].n} pictures each, bars are 95 % intervals`));
+  main.append(el("p", {class: "sub"}, `${run.cells.length} cells, ${run.cells[0].n} pictures each, bars are 95 % intervals${names.length > 6 ? "; choose solvers below to see them alone" : ""}`));
   for (const text of run.warnings) main.append(el("section", {class: "card warning"}, text));
-  for (const cell of run.cells) if (cell.broken)
-    main.append(el("section", {class: "card warning"}, `${cell.name} at ${cell.calls} calls: ${cell.broken} pictures are not finite`));
-  const legend = el("div", {class: "legend"});
+  const broken = run.cells.filter((c) => c.broken).map((c) => `${c.name} at ${c.calls} calls (${c.broken} of ${c.n})`);
+  if (broken.length) main.append(el("section", {class: "card warning"}, `Pictures that are not finite: ${broken.join(", ")}`));
+  const legend = el("div", {class: "legend"}), charts = el("div", {class: "charts"});
   for (const name of names) {
     const stock = run.cells.find((c) => c.name === name).stock;
-    legend.append(el("span", {}, el("i", {class: stock ? "stock" : "", style: `border-color:${colour.get(name)}`}), name));
+    const item = el("button", {type: "button", "aria-pressed": "false"},
+      el("i", {class: stock ? "stock" : "", style: `border-color:${colour.get(name)}`}), name);
+    item.addEventListener("click", () => {
+      item.setAttribute("aria-pressed", String(item.getAttribute("aria-pressed") !== "true"));
+      const picked = new Set([...legend.children].filter((i) => i.getAttribute("aria-pressed") === "true").map((i) => i.textContent));
+      for (const group of charts.querySelectorAll(".series")) group.classList.toggle("dim", picked.size > 0 && !picked.has(group.dataset.name));
+      for (const other of legend.children) other.classList.toggle("dim", picked.size > 0 && !picked.has(other.textContent));
+    });
+    legend.append(item);
   }
   main.append(legend);
-  const charts = el("div", {class: "charts"});
-  for (const metric of run.metrics) charts.append(card(`${metric.label} (${metric.lower ? "lower" : "higher"} is better)`, chart(run, metric, colour)));
+  for (const metric of run.metrics) {
+    const off = [], drawn = chart(run, metric, colour, off), at = new Map();
+    for (const cell of off) at.set(cell.name, [...(at.get(cell.name) || []), cell.calls]);
+    const list = [...at].map(([name, calls]) => `${name} at ${calls.sort((a, b) => a - b).join(", ")}`).join("; ");
+    const told = off.length ? [el("p", {class: "off"}, `Off this chart: ${list}.`)] : [];
+    charts.append(card(`${metric.label} (${metric.lower ? "lower" : "higher"} is better)`, drawn, ...told));
+  }
   main.append(charts);
   main.append(card("Table", table(run)));
   main.append(card(`Pictures: seeds ${run.seeds.join(" to ")}, the same in every row`, strips(run)));

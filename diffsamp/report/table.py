@@ -12,13 +12,17 @@ WIDE = 400  # columns; more than any table has
 
 
 def best(results: dict[str, Any], metric: str) -> dict[int, float]:
-    """The best value of a metric at each number of calls asked for."""
+    """The best value of a metric at each number of calls asked for, of cells whose pictures are all finite."""
     found: dict[int, float] = {}
     for cell in results["cells"]:
-        if metric in cell["metrics"]:
+        if metric in cell["metrics"] and not cell["not_finite"]:
             value, pick = cell["metrics"][metric][0], min if metric in LOWER_IS_BETTER else max
             found[cell["nfe"]] = pick(found.get(cell["nfe"], value), value)
     return found
+
+
+def _is_best(cell: dict[str, Any], metric: str, bests: dict[str, dict[int, float]]) -> bool:
+    return not cell["not_finite"] and cell["metrics"][metric][0] == bests[metric][cell["nfe"]]
 
 
 def print_table(results: dict[str, Any]) -> None:
@@ -40,7 +44,7 @@ def print_table(results: dict[str, Any]) -> None:
         for name in names:
             values = cell["metrics"].get(name)
             text = "" if values is None else show(name, values)
-            row.append(f"[bold]{text}[/bold]" if values and values[0] == bests[name][cell["nfe"]] else text)
+            row.append(f"[bold]{text}[/bold]" if values and _is_best(cell, name, bests) else text)
         table.add_row(*row, f"{cell['seconds'] / cell['n']:.3f}")
     console = Console()
     # Into a file or a pipe a table is written at its own width, not cut to a guessed terminal's.
@@ -60,8 +64,9 @@ def markdown(results: dict[str, Any]) -> str:
         for name in names:
             values = cell["metrics"].get(name)
             text = "" if values is None else show(name, values)
-            texts.append(f"**{text}**" if values and values[0] == bests[name][cell["nfe"]] else text)
-        lines.append(f"| `{cell_name(cell)}` | {cell['calls']} | " + " | ".join(texts) + " |")
+            texts.append(f"**{text}**" if values and _is_best(cell, name, bests) else text)
+        broken = f" ({cell['not_finite']} not finite)" if cell["not_finite"] else ""
+        lines.append(f"| `{cell_name(cell)}`{broken} | {cell['calls']} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 
