@@ -301,11 +301,11 @@ def page(results: dict, compared: dict[int, dict]) -> str:
         f"{made['processor']}, one thread.\n\n"
     )
     told = [
-        "`dc` and `dualfast` stand on their default bases, `unipc` and `dpmpp-2m`. The ratios of `dc` are calibrated for "
-        "this model, guidance and grid (benchmarks/data); `dualfast` has its default constants.",
-        "The model's schedule starts at a noise-to-signal ratio of about 20,000. Stock schedulers that step in that ratio "
-        "by a second-order or ancestral rule break down there: theirs are the figures above 5 and the cells that are not "
-        "finite. Ours begin at 4,096 and have no such cell.",
+        "`dc` and `dualfast` stand on their default bases, `unipc` and `dpmpp-2m`. The ratios of `dc` are calibrated "
+        "for this model, guidance and grid (benchmarks/data); `dualfast` has its default constants.",
+        "The model's schedule starts at a noise-to-signal ratio of about 20,000 (ours, DPM-Solver and UniPC begin at "
+        "4,096). Stock schedulers that step in that ratio by a second-order or ancestral rule break down there: theirs "
+        "are the figures above 5 and the cells that are not finite.",
     ]
     notes = "\n".join(f"- {note}" for note in told + results["notes"])
     tail = "\n## Where we win, tie and lose\n\n" + "\n".join(losses(results, compared)) + "\n"
