@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -144,7 +144,9 @@ def _search(
     def build(values: Sequence[float]) -> Plan:
         # A copy: the base itself, which the caller owns, comes back where nothing changes.
         made = make(values)
-        return _whole_history(made.with_rows(made.rows, check=False))
+        # Rows that are done must have kept what a later candidate reads.
+        first_row = replace(made.rows[0], keep_pin=True)
+        return _whole_history(made.with_rows([first_row, *made.rows[1:]], check=False))
 
     base = build(())
     n = base.nfe

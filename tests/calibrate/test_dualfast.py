@@ -322,7 +322,7 @@ def test_default_constant_stays_near_the_base_under_strong_guidance():
         assert float(ours.square().mean().sqrt()) < 1.2 * float(base.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("base", ["ddim", "dpmpp-2m"])
+@pytest.mark.parametrize("base", ["ddim", "dpmpp-2m", "deis"])
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_calibrated_constants_never_lose_on_the_calibration_set(base, scale):
     toy = toys.img()
