@@ -274,7 +274,7 @@ def sampled_text(quick: bool) -> list[dict[str, Any]]:
     """Text of the embedded model drawn with float32 races and exactly, at the same numbers of ancestral steps."""
     model, judge, _ = heldout()
     length, out = 32 if quick else 128, []
-    for steps, low, right in [(500, 2, 2)] if quick else [(10_000, 12, 24), (50_000, 4, 24)]:
+    for steps, low, right in [(500, 2, 2)] if quick else [(10_000, 8, 16), (50_000, 3, 12)]:
         torch.manual_seed(0)
         raced_runs = [raced(lambda x: model(x), length, model.mask_id, steps, torch.float32) for _ in range(low)]
         exact_runs = [exact(lambda x: model(x), length, model.mask_id, steps, i) for i in range(right)]
@@ -388,7 +388,7 @@ def published_parts(length: int, vocabulary: int, steps: int) -> dict[str, float
 
 def composed(length: int, vocabulary: int, steps: int, c: dict[str, float]) -> dict[str, Any]:
     """Seconds of whole runs from the parts `c`; calls are the expected ones."""
-    calls = masked.expected_calls(steps, length)
+    calls = float(masked.expected_calls(steps, length))
     forward, one_row = c["body"] + c["head"] + c["sampler"], c["body"] + c["head, one row"] + c["sampler"]
     peers = {}
     for p in ("fp64", "fp32"):
@@ -409,7 +409,7 @@ def speed(quick: bool) -> dict[str, Any]:
     measured, table = [], []
     for length, vocabulary in sizes:
         # More rounds where they are short: a shared machine needs many tries for one that was left alone.
-        rounds = 3 if quick else min(max(int(3e7 / (length * vocabulary)), 2), 8)
+        rounds = 3 if quick else min(max(int(2e7 / (length * vocabulary)), 2), 5)
         c = fresh(parts, length, vocabulary, rounds)
         # Arrays of 32 MB and more are new memory every time; below that it is a matter of luck, so three processes.
         processes = 3 if length * vocabulary * 8 < 2**25 else 1

@@ -26,7 +26,7 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     out: list[dict[str, Any]] = []
 
     def add(name: str, needed: float, measured: float, tuned: float | None = None) -> None:
-        out.append({"bar": name, "needed": needed, "measured": measured, "tuned": tuned, "met": measured >= needed})
+        out.append({"bar": name, "needed": needed, "measured": measured, "tuned": tuned, "met": bool(measured >= needed)})
 
     def ratio(row: dict[str, Any], ours: str, peer: str) -> float | None:
         seconds = row["seconds"]

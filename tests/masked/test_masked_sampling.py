@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from diffsamp import masked
 from diffsamp.errors import DiffsampError
+from diffsamp.masked.denoisers import accepts
 
 V, MASK = 12, 11
 SAMPLERS = [
@@ -148,6 +150,31 @@ def test_positions_only_head_gives_the_same_tokens(net):
     want, _ = masked.sample(net, x, mask_id=MASK, seeds=range(8))
     got, _ = masked.sample(rows_only, x, mask_id=MASK, seeds=range(8))
     assert torch.equal(want, got) and all(shape[1] == 1 for shape in asked)
+
+
+def test_arguments_of_a_denoiser_are_read_from_every_kind_of_callable():
+    class Instance:
+        def __call__(self, x, t, positions=None):
+            return x
+
+        def plain(self, x, t, **options):
+            return x
+
+    class Module(torch.nn.Module):
+        def forward(self, x, t, positions=None):
+            return x
+
+    class Unhashable(Instance):
+        __hash__ = None  # type: ignore[assignment]
+
+    for _ in range(2):  # the second time from memory
+        for takes in (Instance(), Module(), Unhashable(), partial(Instance(), t=0), lambda x, t, positions=None: x):
+            assert accepts(takes, "positions") and not accepts(takes, "rows")
+        assert not accepts(Instance().plain, "positions")  # a **kwargs would swallow it
+        assert not accepts(lambda x, t: x, "positions")
+    module = Module()
+    module.forward = lambda x, t: x
+    assert not accepts(module, "positions") and accepts(Module(), "positions")
 
 
 def test_guidance_of_one_is_no_guidance_and_rate_is_untouched(net):
