@@ -31,7 +31,7 @@ def _accumulate(sums: list[float], c: torch.Tensor, d: torch.Tensor, means: bool
     sums[4] += float(torch.dot(d, d))
 
 
-def sample_weights(sums: Sequence[float], n: int, options: Sequence[float], guidance: str) -> tuple[float, float]:
+def _weights(sums: Sequence[float], n: int, options: Sequence[float], guidance: str) -> tuple[float, float]:
     """(alpha, beta) of one sample of ``n`` elements."""
     _, _, w, eta, radius, _, share = options[:7]
     k = w - 1.0
@@ -119,7 +119,7 @@ def guided_step(cond, uncond, x, history, coef, step, guidance, momentum, second
                 out, d = terms[0], d_work[own]
                 c = c_in[part] if direct and p == 0.0 and q == 1.0 else out
                 for sums, at in zip(totals, range(0, high - low, sample), strict=True):
-                    alpha, factor = sample_weights(sums, sample, numbers, guidance)
+                    alpha, factor = _weights(sums, sample, numbers, guidance)
                     piece = slice(at, at + sample) if len(totals) > 1 else slice(None)
                     target = out[:, piece]
                     torch.addr(target if c is out else c[piece], one, d[piece], beta=alpha, alpha=factor, out=target)

@@ -79,18 +79,30 @@ def results(
     return made[0], x0.to(x.dtype), buffer, made[1] if second else None
 
 
-def guided_step(
-    cond, uncond, x, history, coef, step, guidance, momentum, second, totals=totals, weights=weights, results=results
-):
-    """One step; the three passes can be replaced by compiled ones."""
+def whole(
+    cond: torch.Tensor,
+    uncond: torch.Tensor,
+    x: torch.Tensor,
+    history: tuple[torch.Tensor, ...],
+    numbers: torch.Tensor,
+    guidance: str,
+    momentum: Optional,
+    second: bool,
+) -> tuple[torch.Tensor, torch.Tensor, Optional, Optional]:
+    """The three passes; ``numbers`` is one row of coefficients, float64 of shape (18,)."""
+    row = numbers.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    if guidance == "cfg":
+        return results(
+            cond, uncond, x, history, row, torch.ones_like(numbers[:1]), numbers[2:3] - 1.0, momentum, second
+        )
+    found = totals(cond, uncond, x, row, momentum, guidance == "rescale")
+    # Stacked, the weights are a tensor of their own to a compiler, which would else work them out for every element.
+    pairs = torch.stack(weights(found, numbers, x.numel() // x.shape[0], guidance), 1)
+    return results(cond, uncond, x, history, row, pairs[:, 0], pairs[:, 1], momentum, second)
+
+
+def guided_step(cond, uncond, x, history, coef, step, guidance, momentum, second, run=whole):
     if x.numel() == 0:
         other = torch.empty_like(x) if second else None
         return torch.empty_like(x), torch.empty_like(x), None if momentum is None else momentum.clone(), other
-    numbers = coef[step].reshape(-1)
-    row = numbers.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-    if guidance == "cfg":
-        alpha, factor = torch.ones_like(numbers[:1]), numbers[2:3] - 1.0
-    else:
-        found = totals(cond, uncond, x, row, momentum, guidance == "rescale")
-        alpha, factor = weights(found, numbers, x.numel() // x.shape[0], guidance)
-    return results(cond, uncond, x, history, row, alpha, factor, momentum, second)
+    return run(cond, uncond, x, tuple(history), coef[step].view(-1), guidance, momentum, second)

@@ -25,7 +25,7 @@ def _rows(registers: tuple[torch.Tensor, ...], table: torch.Tensor) -> tuple[tor
 
 @cache
 def _compiled():
-    return torch.compile(_rows, dynamic=False)
+    return torch.compile(_rows)
 
 
 def linear_step(
