@@ -54,16 +54,35 @@ def statistics(model: calibrate.Model, data: str | None, folder: Path) -> Path:
     x = torch.from_numpy(images.copy()).float()[:, None] / 127.5 - 1
     y = torch.from_numpy(labels.copy()).long()
     parts = zip(x.split(5000), y.split(5000), strict=True)
-    key = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
+    key: dict = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
     stats = teleport.gather(parts, rank=96, key=key)
+    found = lowest_starts(model, stats)
+    key["start_by_guidance_scale"] = {f"{scale:g}": value for scale, value in found.items()}
+    # One number for every use: the strictest.
+    start = max(found.values()) if len(found) == len(SCALES) else None
+    return replace(stats, start=start, key=key).save(folder / "fashion-gaussian.safetensors")
+
+
+def lowest_starts(model: calibrate.Model, stats: teleport.Statistics) -> dict[float, float]:
+    """The rule of :func:`diffsamp.teleport.choose_start` at every guidance scale, on the paper's grid (EDM's 18 levels
+    from sigma 80) with UniPC; a scale where no level qualifies is left out."""
     noise, classes = model.points(range(16))
-    steps = grid("linspace", model.process, 16)
-    choice = teleport.choose_start(
-        stats, solver("unipc"), steps, model.guided(classes, 1.0), noise * steps.levels[0].sigma,
-        prediction=model.prediction, labels=classes,
-    )  # fmt: skip
-    print(f"runs can start at sigma/alpha {choice.level.noise_to_signal:.3g}", file=sys.stderr)
-    return replace(stats, start=choice.level.noise_to_signal).save(folder / "fashion-gaussian.safetensors")
+    steps = grid("karras", model.process, 18, sigma_max=80.0)
+    found = {}
+    for scale in SCALES:
+        try:
+            choice = teleport.choose_start(
+                stats, solver("unipc"), steps, model.guided(classes, scale), noise * steps.levels[0].sigma,
+                prediction=model.prediction, labels=classes, guidance_scale=scale,
+            )  # fmt: skip
+        except DiffsampError as error:
+            print(f"guidance {scale:g}: {error}", file=sys.stderr)
+            continue
+        for ratio, gap, limit in choice.table:
+            print(f"guidance {scale:g}: sigma {ratio:.4g}, distance {gap:.3g}, solver's {limit:.3g}", file=sys.stderr)
+        found[scale] = choice.level.noise_to_signal
+        print(f"guidance {scale:g}: runs can start at sigma/alpha {found[scale]:.4g}", file=sys.stderr)
+    return found
 
 
 def main() -> None:

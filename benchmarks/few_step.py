@@ -155,9 +155,10 @@ class Bench:
                 return solver(inner)(process, artifact.levels(process, cell.nfe, cell.scale)), "noise"
             return artifact.apply(solver(inner)(process, base), cell.scale), "noise"
         name, kind = cell.method.split(", ")
-        if self.stats is None or self.stats.start is None:
+        start = None if self.stats is None else self.stats.key["start_by_guidance_scale"].get(f"{cell.scale:g}")
+        if start is None:
             return None
-        low = process.level(self.stats.start)
+        low = process.level(start)
 
         def tail(count: int) -> Grid:
             return Grid.from_times(process, np.linspace(low.t, 0, count + 1)[:-1])
