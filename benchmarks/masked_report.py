@@ -24,9 +24,12 @@ WHOLE = [
 def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The bars of the design that the result can judge: needed, measured against the published loop, and the tuned."""
     out: list[dict[str, Any]] = []
+    whole = result.get("end_to_end", [])
 
     def add(name: str, needed: float, measured: float, tuned: float | None = None) -> None:
-        out.append({"bar": name, "needed": needed, "measured": measured, "tuned": tuned, "met": bool(measured >= needed)})
+        out.append(
+            {"bar": name, "needed": needed, "measured": measured, "tuned": tuned, "met": bool(measured >= needed)}
+        )
 
     def ratio(row: dict[str, Any], ours: str, peer: str) -> float | None:
         seconds = row["seconds"]
@@ -34,7 +37,8 @@ def bars(result: dict[str, Any]) -> list[dict[str, Any]]:
 
     for kind, wanted, rows in (
         ("composed", COMPOSED, result.get("speed", {}).get("composed", [])),
-        ("end to end", WHOLE, result.get("end_to_end", [])),
+        ("end to end", WHOLE, [r for r in whole if not r["memory_kept"]]),
+        ("end to end, memory kept", WHOLE, [r for r in whole if r["memory_kept"]]),
     ):
         found = {(row["L"], row["V"], row["N"]): row for row in rows}
         for ours, precision, a, b, n, need in wanted:
@@ -157,9 +161,15 @@ def _whole(rows: list[dict[str, Any]]) -> list[str]:
     for r in rows:
         cells = [f"{r['seconds'][n]:.2f} ({r['calls'][n]})" if n in r["seconds"] else "" for n in names]
         low, high = r["range"]["published fp64"]
-        body.append([f"{r['L']}, {r['V']}, {r['N']}", f"{r['processes']}: {low:.2f} to {high:.2f}", *cells])
+        kept = ", memory kept" if r["memory_kept"] else ""
+        body.append([f"{r['L']}, {r['V']}, {r['N']}{kept}", f"{r['processes']}: {low:.2f} to {high:.2f}", *cells])
     head = ["L, V, N", "processes: range of published fp64", *names]
-    return ["End to end, CPU seconds (network calls), median over processes:", "", *table(head, body)]
+    return [
+        "End to end, CPU seconds (network calls), median over processes. With its default settings glibc may hand the",
+        "arrays of the published loop back to the system at every step; `memory kept` forbids it: that loop's best case.",
+        "",
+        *table(head, body),
+    ]
 
 
 def markdown(result: dict[str, Any]) -> str:
