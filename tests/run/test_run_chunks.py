@@ -73,8 +73,9 @@ def test_result_of_independent_processes_equals_one(tmp_path):
     assert len({e["worker"] for e in entries}) == 2  # both worked
 
 
-def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
+def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path, monkeypatch):
     n, chunk = 600, 4
+    monkeypatch.setitem(ENVIRONMENT, "FAKE_RUN_LOG", str(tmp_path / "begun"))
     expected = run_chunks(tmp_path / "calm", {"fake": 1}, generate, n, chunk=chunk).sha256
     folder, rng = tmp_path / "killed", random.Random(0)
     partial: list[str] = []
@@ -92,7 +93,7 @@ def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    kills = done_before = 0
+    kills = done_before = deleted = 0
     try:
         while kills < 50:
             worker = start(folder, n, chunk, 0.02)
@@ -110,6 +111,7 @@ def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
                 # All done before all kills: make room for more by deleting some chunks.
                 for index in rng.sample(range(n // chunk), n // chunk // 2):
                     chunk_path(folder, index).unlink()
+                    deleted += 1
                 done_before = 0
         assert finish(start(folder, n, chunk, 0.0)) == expected
         assert not list(folder.rglob(".*"))  # nor is anything left of the killed writers
@@ -117,6 +119,8 @@ def test_fifty_kills_leave_the_same_result_and_no_partial_file(tmp_path):
         stop.set()
         watcher.join()
     assert not partial
+    begun = len((tmp_path / "begun").read_text().splitlines())
+    assert n // chunk + deleted <= begun <= n // chunk + deleted + kills  # a kill costs the chunk in work, no more
 
 
 def test_a_kill_costs_at_most_one_chunk_per_worker(tmp_path):
