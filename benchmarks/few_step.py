@@ -42,6 +42,7 @@ from diffsamp.solvers.dualfast import dualfast
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = 64  # of the trajectory error; pictures 0 .. SEEDS-1 of a cell
+PAPER_SEEDS = 32  # the same, on the grid of the teleportation paper
 FD_SAMPLES = 1000
 STOCK = {
     "DDIM": ("DDIMScheduler", {}),
@@ -118,12 +119,13 @@ class Bench:
         """Final states of the fine run, kept in the folder."""
         from safetensors.torch import load_file, save
 
-        path = self.folder / f"goal-{part}-{scale:g}-{self.seeds}-{self.model.sha256[:12]}.safetensors"
+        seeds = min(self.seeds, PAPER_SEEDS) if part == "paper" else self.seeds
+        path = self.folder / f"goal-{part}-{scale:g}-{seeds}-{self.model.sha256[:12]}.safetensors"
         if not path.exists():
             top = self.top(part)
-            noise, labels = self.model.points(range(self.seeds))
+            noise, labels = self.model.points(range(seeds))
             made = []
-            for first in range(0, self.seeds, 32):
+            for first in range(0, seeds, 32):
                 chosen = slice(first, first + 32)
                 denoiser = self.model.guided(labels[chosen], scale)
                 level = grid("linspace", self.model.process, 5).levels[-1]
@@ -286,45 +288,42 @@ def stock_plan(name: str, nfe: int) -> Plan:
 
 def cells(nfes: list[int], scales: list[float], samples: int, line4: int) -> Iterator[Cell]:
     """Everything, most wanted first. A cell with a Fréchet distance holds the trajectory error too."""
-    rows = [*CALIBRATED, *STOCK, *DEFAULTS]
+    rows, few = [*CALIBRATED, *STOCK, *DEFAULTS], [n for n in nfes if n in (5, 8)]
     started = [f"{name}, {kind}" for name in STARTED for kind in KINDS]
+
+    def fd(chosen: tuple[tuple[str, int], ...], scale: float, count: int = samples) -> Iterator[Cell]:
+        yield from (Cell("table", method, nfe, scale, count) for method, nfe in chosen if count and nfe in nfes)
+
+    for scale in scales:
+        yield from (Cell("table", m, n, scale) for n in few for m in ("all on unipc", "UniPC-2", "DPM-Solver++ 2M"))
+    yield from fd(WORTH[:5], scales[0])
+    for scale in scales:
+        yield from paper_cells(scale, PAPER_SEEDS)
+    for scale in scales:
+        yield from (Cell("table", method, nfe, scale) for nfe in few for method in (*rows, *started))
+    for nfe in (n for n in nfes if n not in few):
+        yield from (Cell("table", method, nfe, scale) for scale in scales for method in rows)
+    for scale in scales[1:]:
+        yield from fd(WORTH[:3], scale)
     if samples:
-        for scale in scales[:1]:
-            yield from (Cell("table", method, nfe, scale, samples) for method, nfe in WORTH[:8] if nfe in nfes)
-    for scale in scales:
-        for nfe in sorted(nfes, key=lambda n: (n not in (5, 8), n)):
-            yield from (Cell("table", method, nfe, scale) for method in rows)
-    for scale in scales:
-        for nfe in (n for n in nfes if n in (5, 8)):
-            yield from (Cell("table", method, nfe, scale) for method in started)
-    for scale in scales:
-        for name in STARTED:
-            calls = 2 if name == "heun" else 1
-            yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scale)
-            for dropped in DROPPED:
-                left = calls * (PAPER_STEPS - dropped) - (calls - 1)
-                yield from (
-                    Cell("paper", f"{name}, {kind}, {dropped} dropped", left + (kind == "one large step"), scale)
-                    for kind in KINDS
-                    if dropped == 4 or kind in KINDS[:2]
+        yield from paper_cells(scales[0], samples // 2)
+    yield from fd(WORTH[5:], scales[0])
+    yield from fd(WORTH[:3], scales[0], line4)
+    for nfe in (n for n in nfes if n not in few):
+        yield from (Cell("table", method, nfe, scale) for scale in scales for method in started)
+
+
+def paper_cells(scale: float, count: int) -> Iterator[Cell]:
+    """The paper's grid, whole and without its first levels."""
+    for name in STARTED:
+        calls = 2 if name == "heun" else 1
+        yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scale, count)
+        for dropped in DROPPED if count == PAPER_SEEDS else DROPPED[1:2]:
+            left = calls * (PAPER_STEPS - dropped) - (calls - 1)
+            for kind in KINDS if dropped == DROPPED[1] else KINDS[:2]:
+                yield Cell(
+                    "paper", f"{name}, {kind}, {dropped} dropped", left + (kind == "one large step"), scale, count
                 )
-    if samples:
-        for scale in scales[1:]:
-            yield from (Cell("table", method, nfe, scale, samples) for method, nfe in WORTH[:3] if nfe in nfes)
-        for name in STARTED[::-1]:
-            calls = 2 if name == "heun" else 1
-            yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scales[0], samples // 2)
-            left = calls * (PAPER_STEPS - 4) - (calls - 1)
-            yield from (
-                Cell("paper", f"{name}, {kind}, 4 dropped", left + (kind == "one large step"), scales[0], samples // 2)
-                for kind in KINDS
-            )
-        yield from (Cell("table", method, nfe, scales[0], samples) for method, nfe in WORTH[8:] if nfe in nfes)
-    if line4:
-        yield from (Cell("table", method, nfe, scales[0], line4) for method, nfe in WORTH[:3])
-    for scale in scales:
-        for nfe in (n for n in nfes if n not in (5, 8)):
-            yield from (Cell("table", method, nfe, scale) for method in started)
 
 
 def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
@@ -336,7 +335,7 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
         if path.exists():
             done.add(key)
             continue
-        if time.time() > deadline or (cell.samples == bench.seeds and key in done):
+        if time.time() > deadline or (cell.samples <= bench.seeds and key in done):
             continue
         if bench.plan(cell) is None:
             continue
