@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
+from ..errors import DiffsampError
 from ..registry import Solver
 from ..registry import solver as by_name
-from .artifact import Artifact, find
+from .artifact import SHIPPED, Artifact, filename, find
 
 
 def resolve(
@@ -15,7 +17,7 @@ def resolve(
     *,
     model: str,
     nfe: int,
-    guidance_scale: float,
+    guidance_scale: float | None,
     sha256: str | None = None,
     folder: str | os.PathLike[str] | None = None,
     uncalibrated: bool = False,
@@ -26,9 +28,10 @@ def resolve(
         name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or
             without a transform, the name is taken as it is.
         model: name of the model in the artifact's file name.
-        nfe, guidance_scale: of the run.
+        nfe, guidance_scale: of the run; a scale of None is refused where it is needed.
         sha256: the model's fingerprint; another than the artifact's gives a warning.
-        folder: where artifacts are; those shipped with the embedded model by default.
+        folder: where artifacts are. None: the current folder, where ``diffsamp calibrate`` writes, then those shipped
+            with the embedded models.
         uncalibrated: accept ratio 1 (dc) or this project's default constant (dualfast) where there is no artifact.
 
     Raises:
@@ -39,10 +42,26 @@ def resolve(
     given = {key for key, _ in made.options}
     if method is None or made.inner is None or given & {"ratios", "c"} or uncalibrated:
         return made
-    artifact: Artifact = find(method, made.inner.name, model=model, folder=folder)
+    if guidance_scale is None:
+        raise DiffsampError(
+            f"guidance_scale: is needed by {name}, whose values belong to one scale; give it, or take them uncalibrated"
+        )
+    artifact = _artifact(method, made.inner.name, model, folder, f"{nfe}/{guidance_scale:g}")
     setting = artifact.setting(nfe, guidance_scale)
     artifact.warn_model(sha256)
     # The artifact also notes how the values were found; the solver needs what they mean.
     meaning = {name: value for name, value in artifact.options.items() if name in ("k", "tau")}
     options = {**dict(made.options), **meaning, "ratios" if method == "dc" else "c": setting.values}
     return replace(made, options=tuple(sorted(options.items())))
+
+
+def _artifact(method: str, inner: str, model: str, folder: str | os.PathLike[str] | None, setting: str) -> Artifact:
+    """The artifact in ``folder``, or the first of the known places whose artifact has the setting."""
+    if folder is not None:
+        return find(method, inner, model=model, folder=folder)
+    own = Path.cwd()
+    if (own / filename(model, method, inner)).is_file():
+        artifact = find(method, inner, model=model, folder=own)
+        if setting in artifact.settings or not (SHIPPED / filename(model, method, inner)).is_file():
+            return artifact
+    return find(method, inner, model=model)

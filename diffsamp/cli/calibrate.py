@@ -1,10 +1,12 @@
 """``diffsamp calibrate``: ratios, constants, grids and statistics for the user's own model.
 
-The results are safetensors artifacts.
+The results are safetensors artifacts. Every search has the same options, said once in ``_OPTIONS``; what is not given
+is left to the search's own default.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -14,153 +16,62 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DiffsampError
+from .gaussian import gaussian
 
 app = typer.Typer(help="Calibrate solvers on a model.", no_args_is_help=True, pretty_exceptions_enable=False)
+app.command("gaussian")(gaussian)
 
-_Model = Annotated[str, typer.Option(help="Embedded name, or a local folder of a class-conditional pipeline.")]
-_Nfe = Annotated[str, typer.Option(help="Network calls, with commas.")]
-_Scale = Annotated[str, typer.Option(help="Guidance scales, with commas.")]
-_Out = Annotated[Path | None, typer.Option(help="The artifact; continued where it exists.")]
-_Grid = Annotated[str, typer.Option(help="Name of the grid.")]
-_Points = Annotated[int, typer.Option(help="Start noises to calibrate on.")]
-_HeldOut = Annotated[int, typer.Option(help="Start noises to check on, never searched.")]
-_Steps = Annotated[int, typer.Option(help="Network calls of the fine run.")]
-_Plot = Annotated[Path | None, typer.Option(help="Write a plot of the errors before and after.")]
-
-
-@app.command()
-def dc(
-    model: _Model = "fashion",
-    solver: Annotated[str, typer.Option(help="Base: a deterministic multistep solver.")] = "unipc",
-    nfe: _Nfe = "5,6,8,10",
-    guidance_scale: _Scale = "1,3,7.5",
-    out: _Out = None,
-    grid: _Grid = "linspace",
-    k: Annotated[int, typer.Option(help="Degree of the interpolation, 1 to 3.")] = 2,
-    points: _Points = 10,
-    held_out: _HeldOut = 20,
-    reference_steps: _Steps = 200,
-    plot: _Plot = None,
-) -> None:
-    """DC-Solver: one ratio per step."""
-    from ..calibrate import calibrate_dc
-
-    _run(calibrate_dc, "dc", model, solver, nfe, guidance_scale, out, plot, grid=grid, k=k, points=points,
-         held_out=held_out, reference_steps=reference_steps)  # fmt: skip
+_OPTIONS: dict[str, tuple[Any, str, Any]] = {
+    "model": (str, "Embedded name, or a local folder of a class-conditional pipeline.", "fashion"),
+    "solver": (str | None, "Base: a deterministic multistep solver.", None),
+    "nfe": (str, "Network calls, with commas.", "5,6,8,10"),
+    "guidance_scale": (str, "Guidance scales, with commas.", "1,3,7.5"),
+    "out": (Path | None, "The artifact; continued where it exists.", None),
+    "grid": (str | None, "Name of the grid (to start from).", None),
+    "final": (str | None, "Where the grid ends: zero or sigma_min.", None),
+    "points": (int | None, "Start noises to calibrate on.", None),
+    "held_out": (int | None, "Start noises to check on, never searched.", None),
+    "reference_steps": (int | None, "Network calls of the fine run.", None),
+    "k": (int | None, "Degree of the interpolation, 1 to 3.", None),
+    "tau": (str | None, "first, previous, or how many steps back.", None),
+    "evaluations": (int | None, "Network calls per searched value, at most.", None),
+    "method": (str | None, "search, or adamw: the published recipe.", None),
+    "iterations": (int | None, "Iterations of adamw per ratio (40 in the paper).", None),
+    "rounds": (int | None, "Rounds of Gauss-Newton, at most.", None),
+    "plot": (Path | None, "Write a plot of the errors before and after.", None),
+}
+_SHARED = ("model", "solver", "nfe", "guidance_scale", "out", "grid", "final", "points", "held_out", "reference_steps")
 
 
-@app.command()
-def dualfast(
-    model: _Model = "fashion",
-    solver: Annotated[str, typer.Option(help="Base: a deterministic multistep solver.")] = "dpmpp-2m",
-    nfe: _Nfe = "5,6,8,10",
-    guidance_scale: _Scale = "1,3,7.5",
-    out: _Out = None,
-    grid: _Grid = "linspace",
-    tau: Annotated[str, typer.Option(help="first, previous, or how many steps back.")] = "first",
-    points: _Points = 10,
-    held_out: _HeldOut = 20,
-    reference_steps: _Steps = 200,
-    plot: _Plot = None,
-) -> None:
-    """DualFast: one mixing constant per step (the law is this project's)."""
-    from ..calibrate import calibrate_dualfast
+def _command(method: str, help_text: str, *own: str) -> None:
+    """Add ``diffsamp calibrate <method>`` with the shared options, those of ``own``, and --plot."""
 
-    _run(calibrate_dualfast, "dualfast", model, solver, nfe, guidance_scale, out, plot, grid=grid, points=points,
-         tau=int(tau) if tau.isdecimal() else tau, held_out=held_out, reference_steps=reference_steps)  # fmt: skip
+    def command(**given: Any) -> None:
+        from .. import calibrate
+
+        _run(getattr(calibrate, f"calibrate_{method}"), method, **given)
+
+    names = (*_SHARED, *own, "plot")
+    kinds = {name: Annotated[_OPTIONS[name][0], typer.Option(help=_OPTIONS[name][1])] for name in names}
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_OPTIONS[name][2], annotation=kinds[name])
+        for name in names
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = kinds
+    app.command(method, help=help_text)(command)
 
 
-@app.command()
-def grid(
-    model: _Model = "fashion",
-    solver: Annotated[str, typer.Option(help="The solver that will use the grid.")] = "unipc",
-    nfe: _Nfe = "5,6,8,10",
-    guidance_scale: _Scale = "1,3,7.5",
-    out: _Out = None,
-    start: Annotated[str, typer.Option(help="Name of the grid to start from.")] = "linspace",
-    rounds: Annotated[int, typer.Option(help="Rounds of the Gauss-Newton search, at most.")] = 5,
-    points: _Points = 32,
-    held_out: _HeldOut = 20,
-    reference_steps: _Steps = 200,
-    plot: _Plot = None,
-) -> None:
-    """Noise levels for a given number of calls."""
-    from ..calibrate import calibrate_grid
-
-    _run(calibrate_grid, "grid", model, solver, nfe, guidance_scale, out, plot, grid=start, rounds=rounds,
-         points=points, held_out=held_out, reference_steps=reference_steps)  # fmt: skip
+_command("dc", "DC-Solver: one ratio per step.", "k", "evaluations", "method", "iterations")
+_command("dualfast", "DualFast: one mixing constant per step (the law is this project's).", "tau", "evaluations")
+_command("grid", "Noise levels for a given number of calls.", "rounds")
+_command(
+    "all", "Levels, ratios and constants, then all numbers of the table together.", "k", "tau", "evaluations", "rounds"
+)
 
 
-@app.command("all")
-def all_(
-    model: _Model = "fashion",
-    solver: Annotated[str, typer.Option(help="Base: a deterministic multistep solver.")] = "unipc",
-    nfe: _Nfe = "5,6,8,10",
-    guidance_scale: _Scale = "1,3,7.5",
-    out: _Out = None,
-    grid: _Grid = "linspace",
-    points: _Points = 48,
-    held_out: _HeldOut = 20,
-    reference_steps: _Steps = 200,
-    plot: _Plot = None,
-) -> None:
-    """Levels, ratios and constants, then all numbers of the table together."""
-    from ..calibrate import calibrate_all
-
-    _run(calibrate_all, "all", model, solver, nfe, guidance_scale, out, plot, grid=grid, points=points,
-         held_out=held_out, reference_steps=reference_steps)  # fmt: skip
-
-
-@app.command()
-def gaussian(
-    model: _Model = "fashion",
-    samples: Annotated[int, typer.Option(help="Samples of the model to make, where no data are given.")] = 2000,
-    data: Annotated[
-        Path | None, typer.Option(help="A .npz file: x (n, ...) in the model's range, labels (n,).")
-    ] = None,
-    rank: Annotated[int | None, typer.Option(help="Directions kept; all by default.")] = 96,
-    steps: Annotated[int, typer.Option(help="Network calls per sample of the model.")] = 20,
-    out: _Out = None,
-) -> None:
-    """Gaussian statistics for teleportation, from data or from the model's own samples."""
-    import numpy as np
-    import torch
-
-    from .. import teleport
-
-    path = out or Path(f"{Path(model).name}-gaussian.safetensors")
-    if data is not None:
-        try:
-            with np.load(data, allow_pickle=False) as file:
-                x, labels = torch.from_numpy(file["x"]), torch.from_numpy(file["labels"]) if "labels" in file else None
-        except (OSError, ValueError, KeyError) as error:
-            raise DiffsampError(f"data: {data} cannot be read ({error}); needs an .npz file with x") from None
-        parts = x.split(1000) if labels is None else zip(x.split(1000), labels.split(1000), strict=True)
-        key = {"data": data.name}
-    else:
-        parts, key = _samples(_model(model), samples, steps), {"samples_of": Path(model).name}
-    stats = teleport.gather(parts, rank=rank, key=key)
-    stats.save(path)
-    print(
-        f"{path}: statistics of {stats.count} samples, {stats.eigenvalues.numel()} directions, std {stats.std:.4f}"
-    )
-
-
-def _samples(model: Any, count: int, steps: int):
-    from .. import engine
-    from ..grids import grid as by_name
-    from ..registry import solver
-
-    plan = solver("unipc")(model.process, by_name("linspace", model.process, steps))
-    show = _Progress(f"{count} samples")
-    for first in range(0, count, 100):
-        noise, labels = model.points(range(first, min(first + 100, count)))
-        x = noise * plan.first_level.sigma
-        yield engine.sample(plan, model.guided(labels, 1.0), x, prediction=model.prediction), labels
-        show("samples", min(first + 100, count), count)
-
-
-def _model(name: str):
+def find_model(name: str) -> Any:
+    """The calibration view of an embedded model or of a pipeline in a local folder."""
     from .. import calibrate, models
     from ..calibrate.model import from_pipeline
 
@@ -173,14 +84,18 @@ def _model(name: str):
     return from_pipeline(DiffusionPipeline.from_pretrained(name, local_files_only=True), Path(name).name)
 
 
-def _numbers(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:
+def numbers(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:
+    """Numbers written with commas; at least one."""
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise DiffsampError(f"{name}: cannot read {text!r}; write numbers with commas, such as 5,6,8") from None
+        found = []
+    if not found:
+        raise DiffsampError(f"{name}: cannot read {text!r}; write numbers with commas, such as 5,6,8")
+    return found
 
 
-class _Progress:
+class Progress:
     """One line on stderr with the remaining time."""
 
     def __init__(self, title: str) -> None:
@@ -193,22 +108,26 @@ class _Progress:
 
 
 def _run(
-    run: Callable[..., Any], method: str, model: str, solver: str, nfe: str, guidance_scale: str, out: Path | None,
-    plot: Path | None, **options: Any,
+    run: Callable[..., Any], what: str, /, *, model: str, nfe: str, guidance_scale: str, solver: str | None,
+    out: Path | None, plot: Path | None, **options: Any,
 ) -> None:  # fmt: skip
     from rich.console import Console
     from rich.table import Table
 
     from ..calibrate.artifact import filename
 
-    found = _model(model)
-    path = out or Path(filename(found.name, method, solver))
-    artifact = run(
-        found, solver=solver, nfe=_numbers(nfe, "nfe", int), guidance_scale=_numbers(guidance_scale, "guidance-scale",
-        float),
-        out=path, progress=_Progress(f"{method} on {solver}"), **options,
-    )  # fmt: skip
-    table = Table(title=f"{method} on {solver}, {found.name}: error of the final state on held-out seeds")
+    base = solver or inspect.signature(run).parameters["solver"].default
+    if plot is not None:
+        _matplotlib()  # what is missing is said before the search, not after it
+    calls, scales = numbers(nfe, "nfe", int), numbers(guidance_scale, "guidance-scale", float)
+    given = {name: value for name, value in options.items() if value is not None}
+    if str(given.get("tau", "")).isdecimal():
+        given["tau"] = int(given["tau"])
+    found = find_model(model)
+    path = out or Path(filename(found.name, what, base))
+    show = Progress(f"{what} on {base}")
+    artifact = run(found, solver=base, nfe=calls, guidance_scale=scales, out=path, progress=show, **given)
+    table = Table(title=f"{what} on {base}, {found.name}: error of the final state on held-out seeds")
     for heading in ("calls", "guidance", "before", "after", "gain", "search calls", "kept"):
         table.add_column(heading, justify="right")
     for setting in artifact.settings.values():
@@ -223,7 +142,7 @@ def _run(
         _plot(artifact, plot)
 
 
-def _plot(artifact: Any, path: Path) -> None:
+def _matplotlib() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -231,22 +150,24 @@ def _plot(artifact: Any, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def _plot(artifact: Any, path: Path) -> None:
+    plt = _matplotlib()
     figure, axis = plt.subplots(figsize=(6, 4))
     for scale in sorted({s.guidance_scale for s in artifact.settings.values()}):
         chosen = sorted((s for s in artifact.settings.values() if s.guidance_scale == scale), key=lambda s: s.nfe)
-        (line,) = axis.plot(
-            [s.nfe for s in chosen], [s.held_out_before for s in chosen], "--", label=f"before, {scale:g}"
-        )
+        calls = [s.nfe for s in chosen]
+        (line,) = axis.plot(calls, [s.held_out_before for s in chosen], "--", label=f"before, {scale:g}")
         axis.plot(
-            [s.nfe for s in chosen],
-            [s.held_out_after for s in chosen],
-            "-o",
-            color=line.get_color(),
-            label=f"after, {scale:g}",
-        )
+            calls, [s.held_out_after for s in chosen], "-o", color=line.get_color(), label=f"after, {scale:g}"
+        )  # fmt: skip
     axis.set(
         xlabel="network calls", ylabel="held-out error", yscale="log", title=f"{artifact.method}({artifact.solver})"
     )
     axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
+    plt.close(figure)
+    print(path)

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,20 @@ class Statistics:
         basis, eigenvalues, residual = self.within
         means = self.class_means[labels.cpu()]
         return Statistics(means, basis, eigenvalues, residual, self.shape, self.count, key=self.key)
+
+    def truncated(self, rank: int) -> Statistics:
+        """With the ``rank`` largest directions; the variance of the others goes into the residual."""
+
+        def cut(basis: torch.Tensor, values: torch.Tensor, residual: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+            keep = min(rank, len(values))
+            if keep == self.d:
+                return basis, values, residual
+            rest = float(values[keep:].sum()) + residual * (self.d - len(values))
+            return basis[:, :keep].contiguous(), values[:keep].contiguous(), rest / (self.d - keep)
+
+        basis, values, residual = cut(self.basis, self.eigenvalues, self.residual)
+        within = None if self.within is None else cut(*self.within)
+        return replace(self, basis=basis, eigenvalues=values, residual=residual, within=within)
 
     def check_key(self, **wanted: Any) -> None:
         """Refuse statistics of other data: every given item must equal the stored one."""
