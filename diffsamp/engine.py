@@ -300,7 +300,8 @@ def sample(
         generator: torch generator(s), in place of seeds.
         noise: ``i -> unit noise`` in place of both.
         guidance: a guidance of :mod:`diffsamp.guidance`, or a text such as ``"apg:7.5"``.
-        corrector: a corrector of :mod:`diffsamp.correctors`; the batch axis then holds its particles.
+        corrector: of :mod:`diffsamp.correctors`, or a text such as ``"fkc:target=cfg,scale=5,particles=8"``; the batch
+            axis then holds its particles.
         callback: called after each row with ``(row number, state)``.
         check_finite: stop at the first prediction that is not finite (one host sync per step).
 
@@ -308,7 +309,9 @@ def sample(
         the final sample, dtype of ``x``.
     """
     if corrector is not None:
-        return corrector.sample(
+        from .correctors import parse as corrector_of
+
+        return corrector_of(corrector).sample(
             plan, denoiser, x, prediction=prediction, seeds=seeds, generator=generator, guidance=guidance,
             callback=callback,
         )  # fmt: skip

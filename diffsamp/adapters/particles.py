@@ -20,6 +20,7 @@ import torch
 from .. import engine, rng
 from ..correctors import Corrector, Recipe, Result, State, parse
 from ..correctors.corrector import _CHOICE_STREAM, _RESAMPLING_STREAM
+from ..correctors.potentials import with_vae
 from ..correctors.spans import require_noise
 from ..correctors.targets import Target
 from ..errors import DiffsampError
@@ -182,6 +183,7 @@ class Particles:
             )
         plan = scheduler._plan_from(scheduler._start)
         require_noise(plan)
+        made = replace(made, potential=with_vae(made.potential, getattr(self.pipe, "vae", None)))
         self._corrector, self.result = made, None
         self._state = made.init(plan, sample)
         self._heads = self._group_seeds(sample.shape[0], made.particles, generator)

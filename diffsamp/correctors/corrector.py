@@ -21,7 +21,7 @@ from ..errors import DiffsampError
 from ..plan import Plan
 from . import weights as lw
 from .distributed import Alone
-from .potentials import Potential, Steering, Tilt, Twist, evaluate
+from .potentials import Potential, Steering, Tilt, Twist, evaluate, seen
 from .resampling import scheme
 from .spans import power_gains, require_noise, spans
 from .targets import Target
@@ -68,6 +68,7 @@ class State:
         paid: log-potential already in the weights, float64 of shape (local,).
         peak: largest reward on the path, float64 of shape (local,).
         since: noise-to-signal at which the open step began.
+        below: Q at the lowest point of a churned step, until the way up from it is counted.
         info: one :class:`StepInfo` per closed step.
     """
 
@@ -80,6 +81,7 @@ class State:
     paid: torch.Tensor | None = None
     peak: torch.Tensor | None = None
     since: float = math.inf
+    below: torch.Tensor | None = None
     info: tuple[StepInfo, ...] = ()
 
 
@@ -271,6 +273,13 @@ class Corrector:
                 pending = pending + (0.5 * (start - stop) / s * (start + stop) / s if math.isfinite(s) else 0.0) * rate
                 opened = None
             state = replace(state, since=start)
+        elif opened is not None and self.target is not None and not isinstance(self.potential, Tilt):
+            up, seen_at = plan.rows[index - 1].level.noise_to_signal, row.level.noise_to_signal
+            if up > opened[1] and seen_at == opened[2]:
+                # The stage of a churned step at the end of the way down closes that way; the next way up is taken off.
+                below = self.target.rate(outputs, x, row.level)
+                pending = pending + 0.5 * math.log(up / seen_at) * (opened[0] + below)
+                state, opened = replace(state, below=below), None
         shift, spread = None, 1.0
         if self.target is not None and self.target.total != 1.0 and span.churn > 0.0:
             drift, spread = power_gains(self.target.total, span.stop / span.start, span.churn)
@@ -306,7 +315,7 @@ class Corrector:
         state = replace(state, pending=inner, opened=None)
         if isinstance(self.potential, Steering | Twist):
             level = plan.last_level
-            value, _ = evaluate(self.potential.reward, state.run.input / level.alpha)
+            value, _ = evaluate(seen(self.potential), state.run.input / level.alpha)
             state = self._charge(state, value, final=True)
         return self._settle(plan, state, len(plan.rows), plan.last_level.noise_to_signal, None)[0]
 
@@ -336,10 +345,14 @@ class Corrector:
             extra = evaluate(self.potential.reward, x / level.alpha, True)
         elif isinstance(self.potential, Steering | Twist) and span.opens:
             mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, level)
-            extra = evaluate(self.potential.reward, mixed, isinstance(self.potential, Twist))
+            extra = evaluate(seen(self.potential), mixed, isinstance(self.potential, Twist))
             state = self._charge(state, extra[0], final=False)
         if not span.opens or state.pending is None:
             return state, outputs, extra
+        if state.below is not None and self.target is not None:
+            up = math.log(level.noise_to_signal / span.start)
+            rise = 0.5 * up * (state.below + self.target.rate(outputs, x, level))
+            state = replace(state, pending=state.pending - rise, below=None)
         if state.opened is not None:
             rate, start, stop = state.opened
             now = torch.zeros_like(rate) if self.target is None else self.target.rate(outputs, x, level)
@@ -398,7 +411,7 @@ class Corrector:
             paid, peak = accounts if accounts else (None, None)
         seen = log_z + lw.log_mean(log_weights)
         info = StepInfo(row, where, sizes, due, ancestors, seen, discarded)
-        made = State(run, log_weights, log_z, roots, None, None, paid, peak, state.since, (*state.info, info))
+        made = State(run, log_weights, log_z, roots, None, None, paid, peak, state.since, None, (*state.info, info))
         return made, moved
 
     def _gather(self, run: engine.State, accounts: list, moved: list, flat: np.ndarray):

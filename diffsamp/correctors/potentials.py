@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from ..errors import DiffsampError
+from .rewards import decoded
 
 Reward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -38,6 +40,27 @@ def evaluate(reward: Reward, x: torch.Tensor, gradient: bool = False) -> tuple[t
 def _check_scale(scale: float) -> None:
     if not math.isfinite(scale):
         raise DiffsampError(f"scale: got {scale}; must be a finite number")
+
+
+def seen(potential: Steering | Twist) -> Reward:
+    """The reward as a function of the predicted x0: of its picture where decoding is asked for."""
+    if potential.decode is True:
+        raise DiffsampError("decode: True is the VAE of a pipeline and there is none here; give the VAE, decode=vae")
+    return potential.reward if potential.decode is False else decoded(potential.reward, potential.decode)
+
+
+def with_vae(potential: Potential | None, vae: Any) -> Potential | None:
+    """The potential with ``decode=True`` replaced by a pipeline's VAE."""
+    if not isinstance(potential, Steering | Twist) or potential.decode is not True:
+        return potential
+    if vae is None:
+        raise DiffsampError("decode: True is the VAE of the pipeline and this one has none; leave it out")
+    return replace(potential, decode=vae)
+
+
+def _check_decode(decode: Any) -> None:
+    if not isinstance(decode, bool) and not callable(getattr(decode, "decode", None)):
+        raise DiffsampError(f"decode: got {type(decode).__name__}; accepted: False, True (the pipeline's), or a VAE")
 
 
 @dataclass(frozen=True)
@@ -69,14 +92,18 @@ class Steering:
 
     ``kind``: ``difference`` telescopes; ``maximum`` and ``sum`` weigh a path by its best or its total reward and settle
     the account at the end. Weights that are not used by a resampling are carried, so all three are exact.
+
+    ``decode``: give the reward pictures and not latents: True for the VAE of the pipeline, or a VAE.
     """
 
     reward: Reward
     scale: float = 1.0
     kind: str = "difference"
+    decode: Any = False
 
     def __post_init__(self) -> None:
         _check_scale(self.scale)
+        _check_decode(self.decode)
         if self.kind not in ("difference", "maximum", "sum"):
             raise DiffsampError(f"kind: got {self.kind!r}; accepted: difference, maximum, sum")
 
@@ -87,13 +114,16 @@ class Twist:
 
     The gradient is taken at x0 and carried to x by dx0/dx ≈ alpha/(alpha² + sigma²), the Jacobian of a unit Gaussian,
     so that no pass back through the network is needed. Any shift is a valid proposal: the weights stay exact.
+    ``decode`` as for :class:`Steering`; the gradient then goes back through the VAE's decoder.
     """
 
     reward: Reward
     scale: float = 1.0
+    decode: Any = False
 
     def __post_init__(self) -> None:
         _check_scale(self.scale)
+        _check_decode(self.decode)
 
 
 Potential = Tilt | Steering | Twist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def class_log_probability(classifier: Callable[[torch.Tensor], torch.Tensor], la
 
 
 def decoded(reward: Callable[[torch.Tensor], torch.Tensor], vae: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A reward of pictures as a reward of the latents of ``vae``."""
+    """A reward of pictures as a reward of the latents of ``vae`` (a diffusers autoencoder), scaled as pipelines do."""
 
     def on_latents(x: torch.Tensor) -> torch.Tensor:
         shift = getattr(vae.config, "shift_factor", None) or 0.0
@@ -49,35 +50,85 @@ def decoded(reward: Callable[[torch.Tensor], torch.Tensor], vae: Any) -> Callabl
     return on_latents
 
 
-def lpips_to(picture: torch.Tensor, net: str = "alex") -> Callable[[torch.Tensor], torch.Tensor]:
-    """Minus the LPIPS distance to ``picture`` (1, 3, height, width); needs torchmetrics and its backbone's weights."""
-    try:
-        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+def lpips_to(
+    picture: torch.Tensor, net: str | Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = "alex"
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Minus the LPIPS distance to ``picture`` (1, 3 or 1, height, width) in [-1, 1].
 
-        metric = LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
-    except Exception as error:
-        raise DiffsampError(f"lpips_to: torchmetrics or the weights of {net!r} are missing: {error}") from None
+    Args:
+        net: ``alex``, ``vgg`` or ``squeeze``, by torchmetrics with the backbone's weights in torch's hub folder
+            (nothing is downloaded); or a callable that gives the distance of two pictures (1, 3, height, width).
+
+    Raises:
+        DiffsampError: torchmetrics or the weights are missing, or a picture of another size.
+    """
+    metric = net if callable(net) else _lpips(net)
 
     def reward(x: torch.Tensor) -> torch.Tensor:
-        colour3 = (x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)).clamp(-1, 1)
-        wanted = picture.to(colour3).expand(1, 3, -1, -1)
-        return -torch.stack([metric(one[None], wanted) for one in colour3]).flatten()
+        if x.shape[-2:] != picture.shape[-2:]:
+            raise DiffsampError(
+                f"picture: is {tuple(picture.shape[-2:])} and the samples {tuple(x.shape[-2:])}; sizes must be equal"
+            )
+        wanted = _three(picture.reshape(1, *picture.shape[-3:]).to(x))
+        found = []
+        for one in _three(x).clamp(-1, 1):
+            found.append(metric(one[None], wanted).reshape(()))
+            if hasattr(metric, "reset"):
+                metric.reset()  # torchmetrics keeps every score it has given
+        return -torch.stack(found)
 
     return reward
 
 
-def clip_score(prompt: str, model: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """CLIP score (0 to 100) of pictures for a prompt by torchmetrics; ``model``: a local folder with the weights."""
+def _lpips(net: str) -> Any:
+    names = {"alex": "AlexNet_Weights", "vgg": "VGG16_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+    if net not in names:
+        raise DiffsampError(f"net: got {net!r}; accepted: {', '.join(names)}, or a callable")
+    try:
+        import torchvision
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    except ImportError as error:
+        raise DiffsampError(f"lpips_to: needs torchmetrics and torchvision: {error}") from None
+    name = getattr(torchvision.models, names[net]).DEFAULT.url.rpartition("/")[2]
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    if not os.path.exists(path):
+        raise DiffsampError(f"net: the weights of {net!r} are missing; put {name} at {path}, or give a callable")
+    return LearnedPerceptualImagePatchSimilarity(net_type=net)  # type: ignore[arg-type]
+
+
+def clip_score(prompt: str, model: str | Callable[[], tuple[Any, Any]]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """CLIP score (up to 100) of pictures for a prompt by torchmetrics. It has no gradient: steering only.
+
+    Args:
+        model: local folder of a CLIP model with its processor (nothing is downloaded), or a callable that gives
+            (model, processor).
+
+    Raises:
+        DiffsampError: torchmetrics or transformers is missing, or the folder does not hold such a model.
+    """
     try:
         from torchmetrics.multimodal.clip_score import CLIPScore
-
-        metric = CLIPScore(model_name_or_path=model)  # type: ignore[arg-type]
-    except Exception as error:
-        raise DiffsampError(f"clip_score: torchmetrics or the weights {model!r} are missing: {error}") from None
+        from transformers import CLIPModel, CLIPProcessor
+    except ImportError as error:
+        raise DiffsampError(f"clip_score: needs torchmetrics and transformers: {error}") from None
+    pair: Any
+    if callable(model):
+        pair = model()
+    elif not os.path.isfile(os.path.join(model, "config.json")):
+        raise DiffsampError(f"model: the weights of CLIP are missing: {model!r} is no folder with a config.json")
+    else:
+        try:
+            pair = (
+                CLIPModel.from_pretrained(model, local_files_only=True, use_safetensors=True),
+                CLIPProcessor.from_pretrained(model, local_files_only=True),
+            )
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise DiffsampError(f"model: {model!r} does not hold a CLIP model with its processor: {reason}") from None
+    metric = CLIPScore(model_name_or_path=lambda: (_TensorFeatures(pair[0]), pair[1]))
 
     def reward(x: torch.Tensor) -> torch.Tensor:
-        colour3 = x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)
-        pixels = ((colour3 / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = ((_three(x) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         scores = []
         for one in pixels:
             scores.append(metric(one, prompt).detach())
@@ -85,3 +136,26 @@ def clip_score(prompt: str, model: str) -> Callable[[torch.Tensor], torch.Tensor
         return torch.stack(scores)
 
     return reward
+
+
+class _TensorFeatures(torch.nn.Module):
+    """A CLIP model whose features are tensors: transformers 5 gives objects, which torchmetrics cannot take."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        return self._tensor(self.model.get_image_features(*inputs, **options))
+
+    def get_text_features(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        return self._tensor(self.model.get_text_features(*inputs, **options))
+
+    @staticmethod
+    def _tensor(found: Any) -> torch.Tensor:
+        return found if isinstance(found, torch.Tensor) else found.pooler_output
+
+
+def _three(x: torch.Tensor) -> torch.Tensor:
+    """Grey pictures as three equal channels."""
+    return x if x.shape[1] == 3 else x.expand(-1, 3, -1, -1)

@@ -60,16 +60,23 @@ def _churn(plan: Plan, row, start: float, stop: float) -> float:
 def power_gains(total: float, ratio: float, churn: float) -> tuple[float, float]:
     """(drift, noise) gains of a step to ``ratio``·s for a target of total power B, relative to B = 1.
 
-    With x0 held the mixed score is B·(x0 − xt)/s², whose solution decays by ratio^((1+z)·B) and gathers the variance
-    of such a process. Multiplying the drift of a kernel made for B = 1 by B instead overshoots (and blows up)
-    where a step is long; both agree to first order in short steps, where the gains are B and 1.
+    Short steps hold the score: the gains are B and 1, which is right also where s is below the scale of the data and
+    x0 follows xt. Long steps would overshoot (and blow up) with those: there x0 is held, the mixed score is
+    B·(x0 − xt)/s², and its solution decays by ratio^((1+z)·B) and gathers the variance of such a process. Both agree to
+    first order. A step is short if the plain drift takes less than half of the way to the mean and long if it takes
+    three quarters or more; the gains in between are interpolated.
     """
     p = 1.0 + churn
     if ratio <= 0.0:
         return 1.0, 1.0
+    way = p / 2.0 * (1.0 - ratio * ratio) * max(total, 1.0)
+    long = min(max(4.0 * way - 2.0, 0.0), 1.0)
+    if long == 0.0:
+        return total, 1.0
     log = math.log(ratio)
     drift = math.expm1(p * total * log) / math.expm1(p * log)
-    return drift, math.sqrt(_spread(p * total - 1.0, log) / _spread(p - 1.0, log))
+    noise = math.sqrt(_spread(p * total - 1.0, log) / _spread(p - 1.0, log))
+    return total + long * (drift - total), 1.0 + long * (noise - 1.0)
 
 
 def _spread(q: float, log_ratio: float) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
+import scipy.stats
 import torch
 
 import diffsamp
@@ -79,14 +81,42 @@ def estimates(result, alpha, groups):
     return np.stack([mean, (w * (x - mean[:, None]) ** 2).sum(1), (w * (x > 0)).sum(1)], 1)
 
 
-def run_biases(corrector, experts, powers, process, *, n=200, groups=64, bare_groups=16, z=2.0, plan=None, extra=None):
-    """(bias of the corrected run, bias of the drift alone) of mean, variance and mass above 0, against quadrature."""
-    plan = plan or diffsamp.correctors.euler_maruyama(process, karras(process, n), z=z)
+def estimated(corrector, experts, powers, process, *, n=200, groups=64, bare=64, seed=0, z=2.0, extra=None):
+    """(estimates of the corrected run, of the drift alone, exact moments by quadrature)."""
+    plan = diffsamp.correctors.euler_maruyama(process, karras(process, n), z=z)
     made = []
-    bare = replace(corrector, window=(1e9, 2e9))  # no step's weight counts
-    for c, count in ((corrector, groups), (bare, bare_groups)):
-        x, generator = start(plan, count * corrector.particles, 0)
+    for c, count in ((corrector, groups), (without_weights(corrector), bare)):
+        x, generator = start(plan, count * corrector.particles, seed)
         result = c.run(plan, denoiser(experts), x, generator=generator)
-        made.append(estimates(result, plan.last_level.alpha, count).mean(0))
-    exact = np.array(moments(experts, powers, plan.last_level.noise_to_signal, extra))
-    return made[0] - exact, made[1] - exact
+        made.append(estimates(result, plan.last_level.alpha, count))
+    return made[0], made[1], np.array(moments(experts, powers, plan.last_level.noise_to_signal, extra))
+
+
+def without_weights(corrector):
+    """The drift alone: no step's weight counts."""
+    return replace(corrector, window=(1e9, 2e9))
+
+
+# A test of a mean that is right fails by chance at most this often when its seed is changed.
+FALSE_ALARM = 1e-5
+ERRORS = float(scipy.stats.norm.isf(FALSE_ALARM / 2))  # 4.42 standard errors
+
+
+def bias_and_error(found, exact):
+    """(bias of the mean over independent groups, its standard error), for (groups, k) and (k,)."""
+    return found.mean(0) - exact, found.std(0, ddof=1) / math.sqrt(len(found))
+
+
+def assert_right(found, exact, bars):
+    """|bias| below its bar, and the bar at least ``ERRORS`` standard errors wide: false alarms are below 1e-5."""
+    bias, error = bias_and_error(found, exact)
+    alarm = 2 * scipy.stats.norm.sf(np.asarray(bars) / error)
+    assert (alarm <= FALSE_ALARM).all(), f"too few groups: false alarms {alarm}"
+    assert (np.abs(bias) < bars).all(), (bias, error)
+
+
+def assert_wrong(found, exact, floors):
+    """|bias| above its floor by ``ERRORS`` standard errors; a floor of 0 asks nothing."""
+    bias, error = bias_and_error(found, exact)
+    floors = np.asarray(floors)
+    assert ((np.abs(bias) - ERRORS * error > floors) | (floors == 0)).all(), (bias, error)
