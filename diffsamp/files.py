@@ -22,7 +22,10 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     """Write ``data`` so that ``path`` is seen either not at all or complete; its folder is made if need be.
 
     A temporary name, fsync, rename. The rename itself is not synced: after a power failure the file may be missing,
-    never torn. Without ``overwrite`` one of several processes that come at once gets the name and the others are told.
+    never torn. On Linux even the temporary name appears only when all is written, so that a kill leaves no
+    partial file.
+
+    Without ``overwrite`` one of several processes that come at once gets the name and the others are told.
 
     Raises:
         AlreadyThere: the file exists and ``overwrite`` is off.
@@ -35,14 +38,10 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         try:
-            file = open(temporary, "wb")
+            _fill(temporary, data)
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = open(temporary, "wb")
-        with file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            _fill(temporary, data)
         if overwrite:
             os.replace(temporary, path)
         else:
@@ -56,6 +55,33 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     except BaseException:
         _discard(temporary)
         raise
+
+
+def _fill(temporary: Path, data: bytes) -> None:
+    """Write and sync the temporary file; without a name until it is whole where the file system can do that."""
+    unnamed = _unnamed(temporary.parent)
+    with open(temporary if unnamed is None else unnamed, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        if unnamed is None:
+            return
+        folder = os.open(temporary.parent, os.O_RDONLY)
+        try:
+            # With ``dst_dir_fd`` the call follows the link in /proc to the file itself.
+            os.link(f"/proc/self/fd/{unnamed}", temporary.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+
+
+def _unnamed(folder: Path) -> int | None:
+    """Descriptor of a new file in ``folder`` that has no name, or None where there is no such thing."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
+        return None
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except OSError:
+        return None
 
 
 def _name(temporary: Path, path: Path) -> None:
@@ -79,6 +105,18 @@ def _discard(temporary: Path) -> None:
         temporary.unlink()
 
 
+def check_folder(path: Path, *, force: bool = False) -> None:
+    """Refuse what :func:`output_folder` refuses about what is there, and make nothing.
+
+    Raises:
+        DiffsampError: ``path`` is a file, or a folder that holds something without ``force``.
+    """
+    if path.is_file():
+        raise DiffsampError(f"out: {path} is a file; give a folder")
+    if path.is_dir() and any(path.iterdir()) and not force:
+        raise DiffsampError(f"out: {path} exists and is not empty; choose another folder or use --force")
+
+
 def output_folder(path: Path, *, force: bool = False) -> Path:
     """``path`` as a folder to write results into: made if need be; one that holds files needs ``force``.
 
@@ -86,10 +124,7 @@ def output_folder(path: Path, *, force: bool = False) -> Path:
         DiffsampError: it is a file, is not empty without ``force``, or is not writable.
     """
     path = Path(path)
-    if path.is_file():
-        raise DiffsampError(f"out: {path} is a file; give a folder")
-    if path.is_dir() and any(path.iterdir()) and not force:
-        raise DiffsampError(f"out: {path} exists and is not empty; choose another folder or use --force")
+    check_folder(path, force=force)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

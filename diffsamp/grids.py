@@ -104,8 +104,8 @@ class Grid:
     def from_sigmas(
         cls,
         process: Process,
-        sigmas: Sequence[float],
-        times: Sequence[float] | None = None,
+        sigmas: Sequence[float] | np.ndarray,
+        times: Sequence[float] | np.ndarray | None = None,
         *,
         final: str = "zero",
         name: str = "sigmas",
@@ -137,7 +137,7 @@ class Grid:
 
     @classmethod
     def from_times(
-        cls, process: Process, times: Sequence[float], *, final: str = "zero", name: str = "timesteps"
+        cls, process: Process, times: Sequence[float] | np.ndarray, *, final: str = "zero", name: str = "timesteps"
     ) -> Grid:
         """Grid of given network times, in falling noise."""
         values = np.asarray(times, dtype=np.float64).reshape(-1)
@@ -293,6 +293,9 @@ def grid(
                 name, process, steps, sigma_min, sigma_max, shift, mu, time_shift_type, shift_terminal, options
             )
             return Grid.from_sigmas(process, sigmas, final=final if final == "zero" else "as-given", name=name)
+        if name == "flow":
+            here = ", ".join((*_TIME, *_RATIO, "ays"))
+            raise DiffsampError(f"grid: 'flow' needs a flow process; accepted here: {here}")
         if name in _TIME:
             if process.clock != "discrete":
                 raise DiffsampError(f"grid: {name!r} needs discrete time; accepted here: {', '.join(_RATIO)}, ays")

@@ -70,6 +70,8 @@ def parse_seeds(text: str) -> list[int]:
         start, stop = int(first), int(last) if dash else int(first)
         if stop < start:
             raise DiffsampError(f"seeds: range {part.strip()!r} runs backwards; write {stop}-{start}")
+        if stop >= 2**63:
+            raise DiffsampError(f"seeds: got {stop}; must be below 2**63")
         if stop - start >= 10_000_000:
             raise DiffsampError(f"seeds: range {part.strip()!r} is longer than 10,000,000")
         seeds.update(dict.fromkeys(range(start, stop + 1)))

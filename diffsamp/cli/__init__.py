@@ -43,11 +43,29 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
     try:
-        build()(args=arguments, prog_name="diffsamp")
+        # Typer's own way out is a box of several lines; an explicit exit comes back as its code.
+        code = build()(args=arguments, prog_name="diffsamp", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except DiffsampError as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(str(error))
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
+    except Exception as error:
+        # The classes have moved between releases of typer; what they carry has not.
+        if type(error).__name__ == "Abort":
+            _say("interrupted")
+            sys.exit(130)
+        if debug or not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            _say(f"{error.format_message().rstrip('.')}; see diffsamp --help")  # type: ignore[attr-defined]
+        sys.exit(2)
+
+
+def _say(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import DiffsampError
+from ..files import write_whole
 
 _GROUPS_AT_ONCE = 4
 
@@ -100,9 +101,7 @@ def generate_corrected(
                         "unique_ancestors": int(result.unique_ancestors[g]), "nfe": result.nfe,
                     })  # fmt: skip
     report = {"solver": solver, "steps": steps, "particles": base.particles, "ess": base.ess, "pictures": written}
-    partial = folder / "corrector.json.part"
-    partial.write_text(json.dumps(report, indent=1))
-    os.replace(partial, folder / "corrector.json")
+    write_whole(folder / "corrector.json", json.dumps(report, indent=1).encode(), overwrite=force)
     if as_json:
         print(json.dumps(report))
     else:
@@ -137,8 +136,6 @@ def class_terms(text: str | None, seeds: list[int], names: Any) -> list[tuple[in
 
 
 def _save(picture: Any, path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise DiffsampError(f"out: {path} exists; use another folder or --force")
-    partial = path.with_suffix(".png.part")
-    picture.save(partial, format="PNG")
-    os.replace(partial, path)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue(), overwrite=force)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import DiffsampError
+from ..files import output_folder
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -45,7 +48,7 @@ def generate(
 ) -> None:
     """Generate pictures. With no arguments: a labelled grid from the embedded model."""
     from .. import models
-    from ..files import next_folder, output_folder
+    from ..files import check_folder, next_folder
     from ..rng import parse_seeds
 
     if model == "kjv":
@@ -59,7 +62,16 @@ def generate(
         if value is not None:
             raise DiffsampError(f"{name}: is an option of text models; {model!r} makes pictures")
     if repeat is not None:
-        _repeat(repeat, out, as_json=as_json, force=force)
+        given = {
+            "model": model != "fashion", "prompt": prompt, "negative-prompt": negative_prompt, "class": classes,
+            "solver": solver, "steps": steps, "grid": grid, "guidance-scale": guidance_scale, "guidance": guidance,
+            "corrector": corrector, "anneal": anneal, "teleport": teleport, "seeds": seeds, "size": size,
+            "device": device, "dtype": dtype != "float32",
+        }  # fmt: skip
+        for name, value in given.items():
+            if value not in (None, False):
+                raise DiffsampError(f"{name}: --from repeats a picture as it was; take one of the two")
+        _repeat(repeat, out, as_json=as_json, dry_run=dry_run, force=force)
         return
     embedded = model in models.names()
     chosen = parse_seeds(seeds) if seeds is not None else list(range(20 if embedded else 1))
@@ -73,47 +85,80 @@ def generate(
     if guidance_scale is not None and not (math.isfinite(guidance_scale) and guidance_scale >= 0):
         raise DiffsampError(f"guidance-scale: got {guidance_scale}; must be a finite number of 0 or above")
     shape = _size(size)
-    solver_name = solver or ("sde-dpmpp-2m" if corrector or anneal or (classes and "*" in classes) else "unipc")
+    device = _device(device)
+    if embedded:
+        for name, value in (("prompt", prompt), ("negative-prompt", negative_prompt)):
+            if value is not None:
+                raise DiffsampError(f"{name}: {model!r} knows no words; it takes --class")
+        if shape is not None:
+            raise DiffsampError(f"size: {model!r} makes pictures of one size")
+    special = corrector is not None or anneal is not None or (classes is not None and "*" in classes)
+    solver_name = solver if solver is not None else ("sde-dpmpp-2m" if special else "unipc")
     from ..registry import solver as make_solver
 
     named = make_solver(solver_name)
-    if embedded and named.info.transform:
+    if named.info.transform:
         from ..calibrate import resolve
 
-        scale = guidance_scale if guidance_scale is not None else models.config(model)["guidance_scale"]
+        own = models.config(model)["guidance_scale"] if embedded else None
         solver_name = resolve(
-            solver_name, model=model, nfe=steps, guidance_scale=scale, sha256=models.fingerprint(model),
-            uncalibrated=uncalibrated,
+            solver_name, model=Path(model).name, nfe=steps, uncalibrated=uncalibrated,
+            guidance_scale=own if guidance_scale is None else guidance_scale,
+            sha256=models.fingerprint(model) if embedded else None,
         ).name  # fmt: skip
     if grid is not None:
         from ..grids import grids
 
         if grid not in grids():
             raise DiffsampError(f"grid: {grid!r} is not known; accepted: {', '.join(grids())}")
-    labels = _classes(classes, chosen, models.FASHION_CLASSES) if embedded else [None] * len(chosen)
+    labels: list[int | None] = [None] * len(chosen)
+    if embedded:
+        labels = _classes(classes, chosen, models.FASHION_CLASSES)
     if not embedded and classes is not None:
         raise DiffsampError("class: the embedded model has classes; others take --prompt")
     folder = out if out is not None else next_folder(Path("outputs"), Path(model).name or "model")
+    check_folder(folder, force=force)
+    job = _Job(
+        model, solver_name, steps, grid, guidance_scale, guidance, teleport, prompt, negative_prompt, shape, dtype,
+        device,
+    )  # fmt: skip
+    if dry_run and not embedded:
+        # Loading may take minutes and gigabytes.
+        if not Path(model).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+            raise DiffsampError(
+                f"model: {model!r} is not embedded ({', '.join(models.names())}), a folder or a hub id (owner/name)"
+            )
+    else:
+        pipe = job.load()
+        if embedded:
+            pipe.scheduler.set_timesteps(steps)  # a grid that cannot be made is refused before anything is written
     if dry_run:
         print(json.dumps({"model": model, "solver": solver_name, "steps": steps, "seeds": chosen, "out": str(folder)}))
         return
-    special = corrector is not None or anneal is not None or (classes is not None and "*" in classes)
-    job = _Job(
-        model, solver_name, steps, grid, guidance_scale, guidance, teleport, prompt, negative_prompt, shape, dtype,
-        device or _best_device(),
-    )  # fmt: skip
-    pipe = job.load()
-    if special:
-        from .corrected import generate_corrected
+    with _folder(folder, force=force):
+        if special:
+            from .corrected import generate_corrected
 
-        output_folder(folder, force=force)
-        generate_corrected(
-            pipe, solver=solver_name, steps=steps, classes=classes, seeds=chosen, corrector=corrector, anneal=anneal,
-            guidance_scale=guidance_scale, folder=folder, as_json=as_json, force=force,
-        )  # fmt: skip
-        return
-    output_folder(folder, force=force)
-    _run(job, pipe, chosen, labels, folder, batch_size, as_json=as_json, force=force)
+            generate_corrected(
+                pipe, solver=solver_name, steps=steps, classes=classes, seeds=chosen, corrector=corrector,
+                anneal=anneal, guidance_scale=guidance_scale, folder=folder, as_json=as_json, force=force,
+            )  # fmt: skip
+        else:
+            _run(job, pipe, chosen, labels, folder, batch_size, as_json=as_json, force=force)
+
+
+@contextlib.contextmanager
+def _folder(path: Path, *, force: bool) -> Iterator[None]:
+    """``path`` made as a folder for results; gone again where an error comes before the first of them."""
+    new = [p for p in (path, *path.parents) if not p.exists()]
+    output_folder(path, force=force)
+    try:
+        yield
+    except BaseException:
+        for made in new:
+            with contextlib.suppress(OSError):  # it holds files
+                made.rmdir()
+        raise
 
 
 class _Job:
@@ -252,12 +297,14 @@ def _run(
 
             try:
                 images, broken = _batch(job, pipe, batch, tick)
-            except torch.OutOfMemoryError:
-                if batch_size == 1:
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(batch) == 1:
                     raise DiffsampError(
-                        "batch-size: one picture does not fit into memory; try --size or --dtype"
+                        f"batch-size: one picture does not fit into the memory of {job.device}; try --size or --dtype"
                     ) from None
-                batch_size //= 2
+                batch_size = len(batch) // 2
                 console.print(f"memory ran out; going on with --batch-size {batch_size}")
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
@@ -281,7 +328,8 @@ def _run(
         write_whole(sheet, data, overwrite=force)
     command = "diffsamp generate " + " ".join(_quoted(a) for a in _arguments(job, seeds, labels))
     if as_json:
-        print(json.dumps({"grid": str(sheet), "files": files, "not_finite": bad, "command": command}))
+        facts = {"grid": None if sheet is None else str(sheet), "files": files, "not_finite": bad, "command": command}
+        print(json.dumps(facts))
     else:
         out = Console()
         if sheet is not None:
@@ -294,17 +342,29 @@ def _run(
         raise typer.Exit(3)
 
 
-def _repeat(path: Path, out: Path | None, *, as_json: bool, force: bool) -> None:
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left. Only CUDA's has a class of its own."""
     import torch
 
-    from ..files import next_folder, output_folder, write_whole
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
+
+
+def _repeat(path: Path, out: Path | None, *, as_json: bool, dry_run: bool, force: bool) -> None:
+    import torch
+
+    from ..files import check_folder, next_folder, write_whole
     from ..recipe import Recipe, png_bytes, versions
 
     recipe = Recipe.from_png(path)
-    folder = output_folder(out if out is not None else next_folder(Path("outputs"), "again"), force=force)
+    folder = out if out is not None else next_folder(Path("outputs"), "again")
+    check_folder(folder, force=force)
+    if dry_run:
+        print(json.dumps({**json.loads(recipe.to_json()), "out": str(folder)}))
+        return
     job = _Job(
         recipe.model, recipe.solver, recipe.steps, recipe.grid, recipe.guidance_scale, recipe.guidance, recipe.teleport,
-        recipe.prompt, recipe.negative_prompt, recipe.size, recipe.dtype, recipe.device,
+        recipe.prompt, recipe.negative_prompt, recipe.size, recipe.dtype, _device(recipe.device),
     )  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.threads)
@@ -319,7 +379,8 @@ def _repeat(path: Path, out: Path | None, *, as_json: bool, force: bool) -> None
     if index in bad:
         raise DiffsampError(f"from: the prediction for seed {recipe.seed} is not finite at {bad[index]}")
     target = folder / path.name
-    write_whole(target, png_bytes(images[index], recipe), overwrite=force)
+    with _folder(folder, force=force):
+        write_whole(target, png_bytes(images[index], recipe), overwrite=force)
     print(json.dumps({"files": [str(target)]}) if as_json else f"repeated: {target}")
 
 
@@ -369,12 +430,27 @@ def _size(text: str | None) -> list[int] | None:
     if not found or int(found.group(1)) < 1:
         raise DiffsampError(f"size: got {text!r}; write HEIGHTxWIDTH, as in 512x768")
     height = int(found.group(1))
-    return [height, int(found.group(2) or height)]
+    width = int(found.group(2) or height)
+    if width < 1:
+        raise DiffsampError(f"size: got {text!r}; write HEIGHTxWIDTH, as in 512x768")
+    return [height, width]
 
 
-def _best_device() -> str:
+def _device(name: str | None) -> str:
+    """A device that is there, by name; the best one by default.
+
+    Raises:
+        DiffsampError: it is no device of torch, or this machine has none such.
+    """
     import torch
 
+    if name is not None:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise DiffsampError(f"device: {name!r} cannot be used here: {reason}") from None
+        return name
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
