@@ -287,7 +287,7 @@ class Process:
 
     def level_at(self, t: float, index: int = -1) -> Level:
         """Level of a network time."""
-        log_s = float(self._log_ratio(np.float64(t)))
+        log_s = float(self._log_ratio(np.array(float(t))))
         return self.level(math.exp(log_s), index, float(t))
 
     def level_at_lambda(self, lambda_: float, index: int = -1) -> Level:

@@ -227,8 +227,9 @@ def _all_terms(row: Row, bank: _Bank, mixed: Sequence[np.ndarray]) -> Row:
         return _plus(mix, bank.as_mix(target)) if target.any() else mix
 
     if row.correct is not None:
-        row = replace(row, correct=changed(row.correct))
-        base, bank.base = bank.base, bank.mixed(row.correct)
+        correct = changed(row.correct)
+        row = replace(row, correct=correct)
+        base, bank.base = bank.base, bank.mixed(correct)
         row = replace(row, advance=changed(row.advance))
         bank.base = base
         return row

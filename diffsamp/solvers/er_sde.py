@@ -47,14 +47,14 @@ def er_sde(process: Process, grid: Grid, *, order: int = 3, scale: str = "er5") 
     rows = []
     for i, (s, t) in enumerate(grid.intervals()):
         rs, rt = s.noise_to_signal, t.noise_to_signal
-        ratio = float(phi(np.float64(rt)) / phi(np.float64(rs)))
+        ratio = float(phi(np.array(rt)) / phi(np.array(rs)))
         now = 1 if rt == 0.0 else min(order, i + 1)
         m = [t.alpha * (1 - ratio), 0.0, 0.0]
         if now >= 2:
             # Quadrature in log r: phi spans decades.
             u = 0.5 * (math.log(rs) - math.log(rt)) * (_X + 1) + math.log(rt)
             r = np.exp(u)
-            density = 0.5 * (math.log(rs) - math.log(rt)) * _W * r * float(phi(np.float64(rt))) / phi(r)
+            density = 0.5 * (math.log(rs) - math.log(rt)) * _W * r * float(phi(np.array(rt))) / phi(r)
             r1 = nodes[i - 1].noise_to_signal
             linear = t.alpha * (rt - rs + float(density.sum()))
             m[0] += linear / (rs - r1)

@@ -45,14 +45,14 @@ def _singlestep(process: Process, grid: Grid, order: int, form: str, variant: st
         t, base = nodes[i + 1], nodes[i + 1 - k]
         k1 = weights(form, base, t, 1)
         m = [k1]
-        if k >= 2:
-            h = t.lambda_ - base.lambda_
-            r0 = (nodes[i].lambda_ - base.lambda_) / h
-            k2 = weights(form, base, t, 2)
+        h = t.lambda_ - base.lambda_
         if k == 2:
-            slope = (0.5 * k1 if variant == "midpoint" else k2) / r0
+            r0 = (nodes[i].lambda_ - base.lambda_) / h
+            slope = (0.5 * k1 if variant == "midpoint" else weights(form, base, t, 2)) / r0
             m = [slope, k1 - slope]
         elif k == 3:
+            k2 = weights(form, base, t, 2)
+            r0 = (nodes[i].lambda_ - base.lambda_) / h
             r1 = (nodes[i - 1].lambda_ - base.lambda_) / h
             # near = (m1 − m2)/r1, far = (m0 − m2)/r0; m2 is the base's output
             near, far = 0.0, k2

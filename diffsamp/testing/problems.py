@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -78,7 +78,9 @@ class Mixture:
 
         def root(value: float) -> float:
             quantile = self._cdf(value, start)
-            return brentq(lambda y: self._cdf(y, level) - quantile, -30.0, 30.0, xtol=1e-15, rtol=1e-15)
+            ends: Any = (-30.0, 30.0)
+            found: Any = brentq(lambda y: self._cdf(y, level) - quantile, *ends, xtol=1e-15, rtol=np.float64(1e-15))
+            return float(found)
 
         flat = [root(float(value)) for value in np.ravel(x)]
         return np.reshape(np.array(flat), np.shape(x))
