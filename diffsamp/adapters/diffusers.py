@@ -372,7 +372,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             self._step_index = self._begin_index
         elif isinstance(timestep, torch.Tensor) and _shares_memory(timestep, self.timesteps):
             # An element of ``timesteps`` says its place itself: no value is read back from the device.
-            self._step_index = timestep.storage_offset() - self.timesteps.storage_offset()
+            self._step_index = int(timestep.storage_offset() - self.timesteps.storage_offset())
         else:
             self._step_index = self.index_for_timestep(timestep)
 
@@ -530,7 +530,7 @@ def _source_of(config: dict[str, Any]) -> type | None:
 
 def _shares_memory(part: torch.Tensor, whole: torch.Tensor) -> bool:
     same = part.numel() == 1 and part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-    return same and 0 <= part.storage_offset() - whole.storage_offset() < len(whole)
+    return same and bool(0 <= part.storage_offset() - whole.storage_offset() < len(whole))
 
 
 def recognise(config: dict[str, Any]) -> dict[str, Any]:
