@@ -18,7 +18,10 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 @dataclass(frozen=True)
 class Compiled:
-    """Figures of one kernel on one target; counts are of instructions in the machine code."""
+    """Figures of one kernel on one target; counts are of instructions in the machine code.
+
+    ``narrow_offsets`` counts accesses to large tensors (bfloat16 here) whose offset is a product or sum of 32 bits.
+    """
 
     kernel: str
     target: str
@@ -28,10 +31,12 @@ class Compiled:
     instructions: int
     wide_loads: int
     wide_stores: int
+    narrow_offsets: int
 
 
 def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     """name -> (function, pointer types, constants, warps)."""
+    from .categorical import cut
     from .categorical import triton as cat
     from .guided_step import triton as guided
     from .linear_step import triton as linear
@@ -41,10 +46,12 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
     state = {"coef": "*fp64", "step": "*i64", "n": "i32", "chunks": "i32", "part": "*fp32"}
     guide = {k: b for k in ("c_ptr", "u_ptr", "x_ptr", "m_ptr")} | state
     more = {k: b for k in ("h1_ptr", "h2_ptr", "h3_ptr", "y_ptr", "x0_ptr", "buffer_ptr", "second_ptr")}
-    logits = {"c_ptr": b, "u_ptr": b, "rows_ptr": "*i64", "params": "*fp32", "max_ptr": "*fp32", "sum_ptr": "*fp32",
+    logits = {"c_ptr": b, "u_ptr": b, "rows_ptr": "*i64", "params": "*fp64", "cut_ptr": "*i64",
+              "max_ptr": "*fp32", "sum_ptr": "*fp32",
               "key_ptr": "*fp32", "index_ptr": "*i32", "seed_ptr": "*i64", "keys_ptr": "*i64", "step_ptr": "*i64",
               "token_ptr": "*i64", "logprob_ptr": "*fp32", "lse_ptr": "*fp32", "tiles": "i32"}  # fmt: skip
-    row = {"V": 131072, "MASK_ID": -1, "ROWS": False}
+    row = {"V": 131072, "MASK_ID": -1, "ROWS": False, "CUT": 0}
+    limit = {"V": 131072, "MASK_ID": -1, "ROWS": False, "TOP_K": True, "TOP_P": True, "BLOCK": 1024}
     bank = {f"h{k}": b for k in range(6)} | {f"y{k}": b for k in range(6)}
     flat = bank | {"table": "*fp64", "step": "*i64", "n": "i32", "ancestors": "*i64"}
     apply = {"BLOCK": 1024, "CHUNKS": 64, "INTERPRET": False}
@@ -59,13 +66,13 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
                                     apply | {"KIND": 2, "MOMENTUM": True, "HISTORY": 3, "SECOND": True}, 4),
         "cat_tile": (cat.cat_tile_kernel, logits, row | {"CFG": False, "BLOCK": 4096}, 4),
         "cat_tile cfg": (cat.cat_tile_kernel, logits, row | {"CFG": True, "BLOCK": 4096}, 4),
+        "cat_tile cut": (cat.cat_tile_kernel, logits, row | {"CFG": False, "CUT": 17, "BLOCK": 4096}, 4),
+        "cat_cut": (cut.cut_kernel, logits, limit | {"CFG": False, "DROP": 16}, 4),
+        "cat_cut cfg": (cut.cut_kernel, logits, limit | {"CFG": True, "DROP": 0}, 4),
         "cat_pick": (cat.cat_pick_kernel, logits, row | {"CFG": False, "BLOCK": 4096, "TILES": 32}, 8),
         "cat_race": (cat.cat_race_kernel, logits, row | {"CFG": False, "BLOCK": 2048}, 4),
         "cat_race_final": (cat.cat_race_final_kernel, logits, {"V": 131072, "CFG": False, "ROWS": False, "TILES": 64}, 4),  # noqa: E501
     }  # fmt: skip
-
-
-STREAMING = ("linear_step", "resample_gather", "guide_", "cat_tile", "cat_race")
 
 
 def _tool(name: str) -> str:
@@ -107,6 +114,7 @@ def compile_one(name: str, target: str) -> Compiled:
     gpu = GPUTarget("hip", target, 64) if hip else GPUTarget("cuda", int(target[3:]), 32)
     kernel = triton.compile(source, target=gpu, options={"num_warps": warps})
     shared = kernel.metadata.shared
+    narrow = len(re.findall(r"tt\.addptr .*tensor<\d+x!tt\.ptr<bf16>>, tensor<\d+xi32>", kernel.asm["ttir"]))
     if hip:
         text = kernel.asm["amdgcn"]
         registers = int(re.findall(r"\.vgpr_count:\s*(\d+)", text)[0])
@@ -114,12 +122,13 @@ def compile_one(name: str, target: str) -> Compiled:
         lines = re.findall(r"^\t[a-z]\w+", text, re.M)
         loads = len(re.findall(r"(?:global|buffer)_load_dwordx4", text))
         stores = len(re.findall(r"(?:global|buffer)_store_dwordx4", text))
-        return Compiled(name, target, registers, spilled, shared, len(lines), loads, stores)
+        return Compiled(name, target, registers, spilled, shared, len(lines), loads, stores, narrow)
     registers, local, text = _read_cuda(kernel.asm["cubin"])
     spilled = local + len(re.findall(r"\b(?:LDL|STL)\b", text))
     return Compiled(
         name, target, registers, spilled, shared, len(re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/\s+\S", text, re.M)),
         len(re.findall(r"\bLDG\.E(?:\.\w+)*\.128", text)), len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128", text)),
+        narrow,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ def sample_categorical(
     *,
     seed: int | torch.Tensor,
     keys: torch.Tensor | None = None,
-    step: int = 0,
+    step: int | torch.Tensor = 0,
     temperature: float = 1.0,
     uncond: torch.Tensor | None = None,
     cfg_scale: float | None = None,
@@ -40,12 +40,13 @@ def sample_categorical(
     Args:
         logits: (R, V), float32, bfloat16 or float16. Minus infinity is a class of probability zero.
         seed: 63 bits, a number or an int64 tensor of one element. keys: int64, one per drawn row; default 0, 1, ...
-        step: 0 to 2^31 - 1, separates draws with the same seed and keys.
+        step: 0 to 2^31 - 1, separates draws with the same seed and keys; a number, or an int64 tensor of one element.
         temperature: above 0.
         uncond, cfg_scale: logits u + w(c - u), formed as they are read.
         rows: int64, the rows to draw; default all.
         mask_id: a class that is never drawn.
-        top_k, top_p: the distribution is cut first, by a pass of torch before the kernel.
+        top_k, top_p: only the k most likely classes, and of those the fewest whose mass reaches p; of equal classes
+            the first. Log-probability and log-sum-exp are of what is left.
         method: "tile", a two-stage inverse CDF; or "race", an exponential race with 64 bits for each class, whose
             winner is the same for any tile size and any split of the vocabulary.
 
@@ -60,20 +61,17 @@ def sample_categorical(
         raise ValueError(f"temperature={temperature!r}; must be above 0 (use argmax for 0)")
     if (uncond is None) != (cfg_scale is None):
         raise ValueError("uncond and cfg_scale: give both or none")
-    if not 0 <= step < 2**31:
+    if not isinstance(step, torch.Tensor) and not 0 <= step < 2**31:
         raise ValueError(f"step={step}; must be from 0 to 2^31 - 1")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}; must be 1 or more")
     if top_p is not None and not 0.0 < top_p <= 1.0:
         raise ValueError(f"top_p={top_p}; must be above 0 and at most 1")
-    kind = choose(backend, logits)
+    kind = choose(backend, logits, compiles=False)
     logits = logits.contiguous()
     if uncond is not None:
         uncond = check_same("uncond", uncond, logits)
-    if top_k is not None or top_p is not None:
-        from .naive import cut
-
-        logits, uncond, rows = cut(logits, uncond, cfg_scale, rows, temperature, mask_id, top_k, top_p), None, None
+    top_p = None if top_p == 1.0 else top_p
     count = logits.shape[0] if rows is None else rows.shape[0]
     if keys is None:
         keys = torch.arange(count, dtype=torch.int64, device=logits.device)
@@ -85,7 +83,7 @@ def sample_categorical(
         from .naive import sample_categorical as run
     else:
         from .cpu import sample_categorical as run
-    return Draw(*run(logits, seed, keys, step, temperature, uncond, cfg_scale, rows, mask_id, method))
+    return Draw(*run(logits, seed, keys, step, temperature, uncond, cfg_scale, rows, mask_id, method, top_k, top_p))
 
 
 __all__ = ["Draw", "sample_categorical"]

@@ -16,6 +16,7 @@ from .naive import sample_categorical as dense
 from .philox import row_uniforms
 
 _CHUNK = 1 << 18  # classes handled at a time
+_HEAD = 256  # largest classes that top-p looks at first
 
 
 def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,10 +75,40 @@ def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tenso
     return tokens, logprob, lse
 
 
-def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method):
+def cut_rows(y: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """``naive.cut`` of float32 rows without sorting them whole: the largest values until they hold the mass."""
+    count, width = y.shape
+    most = min(top_k or width, width)
+    if count == 0:
+        return y
+    if top_p is None:
+        values = y.topk(most, 1).values
+        kept = torch.full((count, 1), most)
+    else:
+        whole = y.topk(most, 1).values if top_k is not None else y
+        lse = whole.logsumexp(1, keepdim=True).double()
+        size = min(most, _HEAD)
+        while True:
+            values = y.topk(size, 1).values
+            p = (values.double() - lse).exp_()
+            kept = (p.cumsum(1) - p < top_p).sum(1, keepdim=True).clamp_min_(1)
+            if size == most or bool((kept < size).all()):
+                break
+            size = min(most, 8 * size)
+    threshold = values.gather(1, kept - 1)
+    keep = y >= threshold
+    if bool((keep.sum(1, keepdim=True) > kept).any()):  # more ties than places: the first classes have them
+        above, on = y > threshold, y == threshold
+        keep = above | (on & (on.cumsum(1) <= kept - above.sum(1, keepdim=True)))
+    return y.masked_fill(~keep, -math.inf)
+
+
+def sample_categorical(
+    logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method, top_k=None, top_p=None
+):
     if method == "race":
-        return dense(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method)
-    uniforms = torch.from_numpy(row_uniforms(int(seed), keys.cpu().numpy(), step))
+        return dense(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method, top_k, top_p)
+    uniforms = torch.from_numpy(row_uniforms(int(seed), keys.cpu().numpy(), int(step)))
     masked = mask_id is not None and 0 <= mask_id < logits.shape[1]
     if uncond is not None:
         y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id).float()
@@ -88,6 +119,9 @@ def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, row
         if masked:
             y = y.clone() if y is logits else y
             y[:, mask_id] = -math.inf
-    home = y.device
-    tokens, logprob, lse = draw_rows(y.cpu(), uniforms)
+    home, y = y.device, y.cpu()
+    if top_k is not None or top_p is not None:
+        parts = y.split(max(1, _CHUNK // y.shape[1]))
+        y = torch.cat([cut_rows(part.float(), top_k, top_p) for part in parts])
+    tokens, logprob, lse = draw_rows(y, uniforms)
     return tokens.to(home), logprob.to(home), lse.to(home)

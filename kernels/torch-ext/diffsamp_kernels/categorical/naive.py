@@ -26,9 +26,10 @@ def scaled_logits(logits, uncond, scale, rows, temperature, mask_id) -> torch.Te
     return y
 
 
-def cut(logits, uncond, scale, rows, temperature, mask_id, top_k, top_p) -> torch.Tensor:
-    """Logits (float32, temperature not applied) with the classes outside top-k, then top-p, at minus infinity."""
-    y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id)
+def cut(y: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
+    """Scaled logits with minus infinity outside top-k, then top-p of the mass that top-k leaves; ties by class."""
+    if top_k is None and top_p is None:
+        return y
     values, indices = y.sort(dim=1, descending=True, stable=True)
     keep = torch.ones_like(y, dtype=torch.bool)
     if top_k is not None:
@@ -36,8 +37,7 @@ def cut(logits, uncond, scale, rows, temperature, mask_id, top_k, top_p) -> torc
     if top_p is not None:
         p = values.masked_fill(~keep, -math.inf).softmax(1)
         keep &= p.cumsum(1) - p < top_p
-    kept = torch.zeros_like(keep).scatter_(1, indices, keep)
-    return (y * temperature).masked_fill_(~kept, -math.inf).float()
+    return y.masked_fill(~torch.zeros_like(keep).scatter_(1, indices, keep), -math.inf)
 
 
 def race_variates(seed: int, keys: np.ndarray, step: int, width: int) -> np.ndarray:
@@ -61,8 +61,11 @@ def pick(cumulative: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     return torch.minimum(chosen, torch.searchsorted(cumulative, total))
 
 
-def sample_categorical(logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method):
-    y = scaled_logits(logits, uncond, scale, rows, temperature, mask_id)
+def sample_categorical(
+    logits, seed, keys, step, temperature, uncond, scale, rows, mask_id, method, top_k=None, top_p=None
+):
+    y = cut(scaled_logits(logits, uncond, scale, rows, temperature, mask_id), top_k, top_p)
+    step = int(step)
     lse = y.logsumexp(1)
     host = keys.cpu().numpy()
     if method == "race":

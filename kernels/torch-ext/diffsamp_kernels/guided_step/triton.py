@@ -21,8 +21,8 @@ def guide_reduce_kernel(
     c_ptr, u_ptr, x_ptr, m_ptr, part, coef, step, n, chunks,
     MOMENTUM: tl.constexpr, BLOCK: tl.constexpr, ITER: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    s = tl.program_id(1)
+    b = tl.program_id(1).to(tl.int64)
+    s = tl.program_id(0)
     row = coef + tl.load(step) * 18
     p = tl.load(row).to(tl.float32)
     q = tl.load(row + 1).to(tl.float32)
@@ -66,8 +66,8 @@ def guide_apply_kernel(
     KIND: tl.constexpr, MOMENTUM: tl.constexpr, HISTORY: tl.constexpr, SECOND: tl.constexpr, CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    inner = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b = tl.program_id(1).to(tl.int64)
+    inner = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = inner < n
     at = b * n + inner
     row = coef + tl.load(step) * 18
@@ -136,19 +136,19 @@ def guided_step(cond, uncond, x, history, coef, step, guidance, momentum, second
         return made, x0, buffer, other
     batch, n = x.shape[0], x[0].numel()
     if not isinstance(step, torch.Tensor):
-        step = torch.tensor([step], dtype=torch.int64, device=x.device)
+        step = torch.full((1,), step, dtype=torch.int64, device=x.device)
     has = momentum is not None
     m = x if momentum is None else momentum
     iterations = max(4, triton.next_power_of_2(triton.cdiv(n, block * 256)))
     chunks = triton.cdiv(n, block * iterations)
     part = torch.empty((batch, chunks, 8), dtype=torch.float32, device=x.device) if guidance != "cfg" else x
     if guidance != "cfg":
-        guide_reduce_kernel[(batch, chunks)](
+        guide_reduce_kernel[(chunks, batch)](
             cond, uncond, x, m, part, coef, step, n, chunks,
             MOMENTUM=has, BLOCK=block, ITER=iterations, num_warps=4,
         )  # fmt: skip
     h = [*history, *[x] * (3 - len(history))]
-    guide_apply_kernel[(batch, triton.cdiv(n, block))](
+    guide_apply_kernel[(triton.cdiv(n, block), batch)](
         cond, uncond, x, m, *h, made, x0, made if buffer is None else buffer, made if other is None else other,
         part, coef, step, n, chunks,
         KIND=_KINDS[guidance], MOMENTUM=has, HISTORY=len(history), SECOND=second,

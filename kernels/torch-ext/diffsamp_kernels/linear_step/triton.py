@@ -64,7 +64,7 @@ def linear_step(
     if n == 0:
         return made
     if not isinstance(step, torch.Tensor):
-        step = torch.tensor([step], dtype=torch.int64, device=first.device)
+        step = torch.full((1,), step, dtype=torch.int64, device=first.device)
     bank = [*registers, *[first] * (6 - len(registers))]
     outs = [*made, *[made[0]] * (3 - rows)]
     linear_step_kernel[(triton.cdiv(n, block),)](

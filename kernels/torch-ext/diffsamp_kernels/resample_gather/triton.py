@@ -13,8 +13,8 @@ import triton.language as tl
 def resample_gather_kernel(
     h0, h1, h2, h3, h4, h5, y0, y1, y2, y3, y4, y5, ancestors, n, K: tl.constexpr, BLOCK: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < n
     source = tl.load(ancestors + row) * n + at
     target = row * n + at
@@ -39,7 +39,7 @@ def resample_gather(
     n = first[0].numel() if first.shape[0] else 0
     if n == 0 or count == 0:
         return made
-    resample_gather_kernel[(count, triton.cdiv(n, block))](
+    resample_gather_kernel[(triton.cdiv(n, block), count)](
         *registers, *[first] * (6 - k), *made, *[made[0]] * (6 - k), ancestors.contiguous(), n,
         K=k, BLOCK=block, num_warps=4,
     )  # fmt: skip
