@@ -32,8 +32,9 @@ class FrechetStats:
         None
     ) -> None:
         self.n = int(n)
-        self.mean = None if mean is None else np.asarray(mean, np.float64)
-        self.m2 = None if m2 is None else np.asarray(m2, np.float64)
+        # None while empty; Any spares every use that is past a check of n the same question.
+        self.mean: Any = None if mean is None else np.asarray(mean, np.float64)
+        self.m2: Any = None if m2 is None else np.asarray(m2, np.float64)
         self.facts = dict(facts or {})
 
     @classmethod

@@ -96,7 +96,7 @@ def _one(
         values = [frechet_infinity(features, reference.stats, seed=seed + i) for i in range(4)]
         spread = Z95 * float(np.std(values, ddof=1))
         return Interval(float(np.mean(values)), float(np.mean(values)) - spread, float(np.mean(values)) + spread)
-    if name == "kid" and real is not None:
+    if name == "kid" and reference is not None and real is not None:
         return _kid(features, real, reference.within, seed)
     if name == "is" and "logits" in arrays and n >= 10:
         value, spread = inception_score(arrays["logits"])

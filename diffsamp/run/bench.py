@@ -181,7 +181,8 @@ class _Runner:
             self.pipe, cell, self.features, steps=steps, first_seed=bench.seed, keep=bench.keep, chunk=bench.chunk,
             prompts=bench.prompts, keep_all=bench.keep_all, threads=bench.threads, width=self.width,
         )  # fmt: skip
-        progress = None if self.told is None else lambda done, total, own: self.told(cell, done, total)
+        told = self.told
+        progress = None if told is None else lambda done, total, own: told(cell, done, total)
         result = run_on(
             bench.engine, bench.root / "cells" / cell.folder, recipe, generate, bench.n, seed=bench.seed,
             chunk=bench.chunk, progress=progress,

@@ -57,7 +57,7 @@ def set_solver(pipe: Any, name: str, config: dict[str, Any], grid: str | None = 
     from diffsamp.adapters.use import use
 
     pipe.scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
-    use(pipe, name, **({"grid": grid} if grid else {}))
+    use(pipe, name, grid=grid or None)
 
 
 def guidance_of(pipe: Any, scale: float | None) -> float:
