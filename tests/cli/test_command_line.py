@@ -59,6 +59,33 @@ def test_a_picture_is_not_repeated_bit_for_bit(pictures, tmp_path):
     assert (tmp_path / "again" / "seed-000002.png").read_bytes() == (folder / "seed-000002.png").read_bytes()
 
 
+def test_a_repetition_is_run_in_another_batch_or_with_other_threads(pictures, tmp_path, monkeypatch):
+    """Eight bits a pixel hide most last bits of a convolution; its batch and threads are what they depend on."""
+    import torch
+
+    import diffsamp.cli.generate as module
+    from diffsamp.recipe import Recipe
+
+    real, seen = module._batch, []
+
+    def watched(job, pipe, batch, tick=None):
+        seen.append((batch, torch.get_num_threads()))
+        return real(job, pipe, batch, tick)
+
+    monkeypatch.setattr(module, "_batch", watched)
+    recipe = Recipe.from_png(pictures[0] / "seed-000007.png")
+    assert [seed for seed, _ in recipe.batch] == [0, 1, 2, 3, 7]
+    before = torch.get_num_threads()
+    torch.set_num_threads(recipe.threads + 1)
+    try:
+        run("generate", "--from", pictures[0] / "seed-000007.png", "--out", tmp_path / "again")
+        assert torch.get_num_threads() == recipe.threads + 1
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [(recipe.batch, recipe.threads)]
+    assert (tmp_path / "again" / "seed-000007.png").read_bytes() == (pictures[0] / "seed-000007.png").read_bytes()
+
+
 def test_a_picture_depends_on_the_batch_it_is_made_in(pictures, tmp_path):
     import numpy as np
     from PIL import Image
