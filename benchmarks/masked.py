@@ -274,7 +274,7 @@ def sampled_text(quick: bool) -> list[dict[str, Any]]:
     """Text of the embedded model drawn with float32 races and exactly, at the same numbers of ancestral steps."""
     model, judge, _ = heldout()
     length, out = 32 if quick else 128, []
-    for steps, low, right in [(500, 2, 2)] if quick else [(10_000, 6, 12), (50_000, 2, 8)]:
+    for steps, low, right in [(500, 2, 2)] if quick else [(10_000, 6, 12), (50_000, 2, 4)]:
         torch.manual_seed(0)
         raced_runs = [raced(lambda x: model(x), length, model.mask_id, steps, torch.float32) for _ in range(low)]
         exact_runs = [exact(lambda x: model(x), length, model.mask_id, steps, i) for i in range(right)]
@@ -295,8 +295,8 @@ def sampled_table(quick: bool) -> list[dict[str, Any]]:
 
     torch.manual_seed(0)
     low = raced(predict, 8 if quick else 96, mask_id, steps, torch.float32)
-    high = raced(predict, 8 if quick else 32, mask_id, steps, torch.float64)
-    right = exact(predict, 64 if quick else 256, mask_id, steps, 0)
+    high = raced(predict, 8 if quick else 16, mask_id, steps, torch.float64)
+    right = exact(predict, 64 if quick else 128, mask_id, steps, 0)
     entropy = float(-(p * np.log(p)).sum())
     return [
         summary("Zipf table", draws, steps, [run], mask_id) | {"expected_surprisal": expected}
