@@ -41,6 +41,7 @@ class _Teleporting:
         assert self._statistics.start is not None
         tail = start_grid(grid, self._statistics.start)
         if len(tail) == len(grid):
+            _say_nothing_is_cut(self._statistics)
             self._top = None
             return grid
         self._top = grid.levels[0]
@@ -170,6 +171,13 @@ def _need_our_scheduler(pipe: Any) -> None:
         )
 
 
+def _say_nothing_is_cut(stats: Statistics) -> None:
+    warnings.warn(
+        f"teleport: this grid has no level but the first at or above sigma/alpha {stats.start:.3g}, where the "
+        "statistics hold; the run is the plain one", stacklevel=2,
+    )  # fmt: skip
+
+
 def _check_latents(pipe: Any, stats: Statistics) -> None:
     """Statistics keyed by a scaling must be of this pipeline's."""
     config = getattr(getattr(pipe, "vae", None), "config", None)
@@ -228,6 +236,8 @@ def _call(
     tail = start_grid(grid, stats.start)
     noise = pipe.prepare_latents(count, generator, latents, "cpu", torch.float32) / pipe.scheduler.init_noise_sigma
     top, low = grid.levels[0], tail.levels[0]
+    if len(tail) == len(grid):
+        _say_nothing_is_cut(stats)
     if top.noise_to_signal > low.noise_to_signal:
         guided = scale if wanted is not None else 1.0
         moved = move(stats, noise * top.sigma, top, low, labels=wanted, guidance_scale=guided)

@@ -79,9 +79,24 @@ def find_model(name: str) -> Any:
         return calibrate.embedded(name)
     if not Path(name).is_dir():
         raise DiffsampError(f"model: {name!r} is neither embedded ({', '.join(models.names())}) nor a local folder")
+    try:
+        pipeline = pipeline_class(Path(name)).from_pretrained(name, local_files_only=True)
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DiffsampError(f"model: {name!r} did not load as a pipeline: {reason}") from None
+    return from_pipeline(pipeline, Path(name).name)
+
+
+def pipeline_class(folder: Path) -> Any:
+    """The class that a saved pipeline names: ours where it is one of ours, which diffusers does not look for."""
+    import json
+
     from diffusers import DiffusionPipeline
 
-    return from_pipeline(DiffusionPipeline.from_pretrained(name, local_files_only=True), Path(name).name)
+    from ..models.pipeline import ClassConditionalPipeline
+
+    named = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    return ClassConditionalPipeline if named == ClassConditionalPipeline.__name__ else DiffusionPipeline
 
 
 def numbers(text: str, name: str, kind: Callable[[str], Any]) -> list[Any]:

@@ -198,8 +198,10 @@ class _Job:
 
         accepted = inspect.signature(pipe.__call__).parameters
         made: dict[str, Any] = {"num_inference_steps": self.steps, "generator": generators}
-        if "class_labels" in accepted:
+        if "class_labels" in accepted and None not in labels:
             made["class_labels"] = labels
+        elif "class_labels" in accepted:
+            made["num_images_per_prompt"] = len(labels)
         elif "prompt" in accepted:
             if self.prompt is None:
                 raise DiffsampError(f"prompt: is needed by {type(pipe).__name__}")
@@ -387,9 +389,12 @@ def _repeat(path: Path, out: Path | None, *, as_json: bool, dry_run: bool, force
 def _load_pipeline(model: str, dtype: Any) -> Any:
     from diffusers import DiffusionPipeline
 
+    from .calibrate import pipeline_class
+
     try:
         # Newer releases renamed torch_dtype; setting it afterwards means the same in all of them.
-        return DiffusionPipeline.from_pretrained(model).to(dtype)
+        kind = pipeline_class(Path(model)) if (Path(model) / "model_index.json").is_file() else DiffusionPipeline
+        return kind.from_pretrained(model).to(dtype)
     except (OSError, ValueError) as error:
         from ..models import names
 

@@ -199,3 +199,14 @@ def test_name_of_a_calibrated_solver_is_found_bound_and_written_so_that_it_reads
         calibrate.resolve("dc-unipc", model="toy", nfe=9, guidance_scale=1.0, folder=path.parent)
     plain = calibrate.resolve("dc-unipc", model="toy", nfe=9, guidance_scale=1.0, folder=path.parent, uncalibrated=True)
     assert plain(VP, grid("linspace", VP, 9)) == plan(9)
+    with pytest.raises(DiffsampError, match="guidance_scale: is needed by dc-unipc"):
+        calibrate.resolve("dc-unipc", model="toy", nfe=5, guidance_scale=None, folder=path.parent)
+
+
+def test_name_of_a_solver_calibrated_by_the_published_recipe_holds_its_ratios_only(tmp_path):
+    out = tmp_path / "toy-dc-unipc.safetensors"
+    artifact = calibrate.calibrate_dc(MODEL, **SMALL, out=out, method="adamw", iterations=5)
+    assert artifact.options == {"k": 2, "method": "adamw", "iterations": 5}
+    found = calibrate.resolve("dc-unipc", model="toy", nfe=5, guidance_scale=1.0, folder=tmp_path)
+    assert set(dict(found.options)) == {"k", "ratios"}
+    assert solver(found.name)(VP, grid("linspace", VP, 5)) == artifact.apply(plan(), 1.0)

@@ -270,6 +270,33 @@ def test_generate_refuses_a_damaged_artifact_with_the_reason(tmp_path, toy_artif
         name_of("--solver", "dc-unipc", "--steps", "8", "--guidance-scale", "2.25")
 
 
+def test_search_does_not_continue_a_damaged_or_foreign_file(tmp_path, toy_artifact):
+    out = tmp_path / "a.safetensors"
+    for content, words in ((toy_artifact[:-16], "truncated"), (toy_artifact, "was calibrated with seeds|model|grid")):
+        out.write_bytes(content)
+        with pytest.raises(DiffsampError, match=words):
+            run("dc", *SMALL, "--out", out)
+        assert out.read_bytes() == content
+
+
+def test_model_in_a_local_folder_is_calibrated_and_its_artifact_is_found_by_its_name(tmp_path):
+    models.load("fashion").save_pretrained(tmp_path / "mine")
+    wanted = ("--model", tmp_path / "mine", "--solver", "dc-unipc", "--steps", "4")
+    with pytest.raises(DiffsampError, match="guidance_scale: is needed by dc-unipc"):
+        name_of(*wanted)
+    with pytest.raises(DiffsampError, match="--solver unipc --model mine"):
+        name_of(*wanted, "--guidance-scale", "1")
+    assert "ratios" not in name_of(*wanted, "--uncalibrated")
+    run("generate", "--model", tmp_path / "mine", "--seeds", "0-1", "--steps", "2", "--out", "made", command=build())
+    assert {path.name for path in (tmp_path / "made").glob("seed-*")} == {"seed-000000.png", "seed-000001.png"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DiffsampError, match="did not load as a pipeline"):
+        run("dc", *SMALL, "--model", tmp_path / "empty")
+    run("dc", *SMALL, "--evaluations", "5", "--model", tmp_path / "mine")
+    values = Artifact.load("mine-dc-unipc.safetensors").setting(4, 1.0).values
+    assert f"{values[-1]!r}" in name_of(*wanted, "--guidance-scale", "1")
+
+
 def test_generate_warns_of_an_artifact_of_another_model(tmp_path, toy_artifact):
     (tmp_path / "a.safetensors").write_bytes(toy_artifact)
     artifact = Artifact.load(tmp_path / "a.safetensors")

@@ -182,6 +182,18 @@ def test_restore_gives_the_pipeline_its_own_start_back_bit_for_bit():
     assert not tiny.denoiser._forward_pre_hooks
 
 
+def test_grid_with_nothing_above_the_start_runs_as_it_is_and_says_so():
+    tiny = build("sd1")
+    diffsamp.use(tiny.pipe, "unipc")
+    plain = tiny.run(5)
+    try:
+        diffsamp.use(tiny.pipe, teleport=statistics((4, 8, 8), start=14.0))
+        with pytest.warns(UserWarning, match="the run is the plain one"):
+            assert torch.equal(tiny.run(5), plain)
+    finally:
+        diffsamp.restore(tiny.pipe)
+
+
 def test_half_precision_latents_are_moved_in_float32():
     tiny = build("sd1")
     diffsamp.use(tiny.pipe, "unipc", teleport=statistics((4, 8, 8)))
