@@ -57,7 +57,8 @@ def gaussian(
     if rank is not None and rank < 1:
         raise DiffsampError(f"rank: got {rank}; accepted: 1 and above")
     facts = _facts(key)
-    found = find_model(model) if data is None or level == "auto" or data.is_dir() else None
+    # Arrays with a given start need no model.
+    found: Any = find_model(model) if data is None or level == "auto" or data.is_dir() else None
     if data is None:
         if samples < 2 or steps < 1:
             raise DiffsampError(f"samples, steps: got {samples}, {steps}; accepted: 2 and 1 or above")

@@ -17,7 +17,7 @@ from .. import engine
 from ..errors import DiffsampError
 from ..grids import Grid
 from ..plan import Plan
-from ..process import Level
+from ..process import Level, Process
 from .guided import guided_map, one_call_map
 from .maps import gaussian_map
 from .statistics import Statistics
@@ -87,7 +87,7 @@ def start_grid(grid: Grid, start: float) -> Grid:
 
 def choose_start(
     stats: Statistics,
-    solver: Callable[[object, Grid], Plan],
+    solver: Callable[[Process, Grid], Plan],
     grid: Grid,
     denoiser: Callable[[torch.Tensor, Level], torch.Tensor],
     x: torch.Tensor,
