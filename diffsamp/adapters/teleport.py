@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
+from functools import wraps
 from typing import Any
 
 import torch
@@ -36,6 +37,17 @@ class _Teleporting:
     _statistics: Statistics
     _one_call: bool
     _top: Level | None = None  # where the pipeline's noise lives, while it has not been moved yet
+
+    @wraps(PlanScheduler.set_timesteps)  # pipelines look at its parameters
+    def set_timesteps(self: Any, *arguments: Any, **options: Any) -> None:
+        super().set_timesteps(*arguments, **options)  # type: ignore[misc]
+        if self._top is not None and self._one_call:
+            rest, tail = self.plan.rows[1:], self._plan_from(1).rows
+            if [row.level.noise_to_signal for row in rest] != [row.level.noise_to_signal for row in tail]:
+                raise DiffsampError(
+                    f"teleport: {self.solver.name} calls the network more than once in a step, so the call at the top "
+                    "is no step of its own; accepted with a condition: solvers with one call per step"
+                )
 
     def _cut(self, grid: Grid) -> Grid:
         assert self._statistics.start is not None

@@ -182,6 +182,22 @@ def test_restore_gives_the_pipeline_its_own_start_back_bit_for_bit():
     assert not tiny.denoiser._forward_pre_hooks
 
 
+def test_two_calls_per_step_are_refused_for_a_condition_and_fine_without_one():
+    stats = statistics((3, 8, 8), start=3.0)
+    tiny = build("ddpm")
+    with exact_network(tiny, stats) as calls:
+        diffsamp.use(tiny.pipe, "heun", teleport=stats, scheduler_options={"clip_sample": False})
+        tiny.run(8)
+        assert len(calls) == tiny.pipe.scheduler.plan.nfe
+    pipe = build("sd1").pipe
+    try:
+        diffsamp.use(pipe, "heun", teleport=statistics((4, 8, 8)))
+        with pytest.raises(DiffsampError, match="more than once in a step"):
+            build("sd1").run(8)
+    finally:
+        diffsamp.restore(pipe)
+
+
 def test_grid_with_nothing_above_the_start_runs_as_it_is_and_says_so():
     tiny = build("sd1")
     diffsamp.use(tiny.pipe, "unipc")
