@@ -152,9 +152,9 @@ def near_ties_of_a_race():
             a, b = 17 + 31 * i, 800 - 43 * i
             logits[i, [a, b]] = (e[i, [a, b]] + shift).float()
         compare_draws(logits, seed=9, keys=keys, step=4, method="race")
-        wrong = (e - logits.double()).argmin(1)
-        keys32 = e.float() - logits  # what a race with float32 keys sees
-        assert bool((keys32.argmin(1) != wrong).any()), "the case is too easy: float32 keys find the winner as well"
+        right = (e - logits.double()).argmin(1)
+        rounded = (e.float() - logits).argmin(1)  # what a race with float32 keys sees
+        assert bool((rounded != right).any()), "the case is too easy: float32 keys find the winner as well"
 
 
 def wide_offsets():

@@ -20,10 +20,12 @@ def test_kernel_spills_or_reads_in_narrow_words(target, tmp_path):
     result = python("-c", SCRIPT, target, TRITON_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
     records = json.loads(result.stdout)
-    assert len(records) == 11
+    assert len(records) == 14
     for c in records:
         assert c["spilled"] == 0, c
         assert c["shared"] <= 48 * 1024 and c["registers"] <= 128, c
+        # A row of logits is shorter than 2^31, so that within a row 32 bits are enough; its start has 64.
+        assert c["narrow_offsets"] == 0 or c["kernel"].startswith("cat_"), c
         if target != "gfx942" and c["kernel"] != "cat_race_final":  # the latter reads a few numbers a row
             assert c["wide_loads"] >= 2, c
         if target != "gfx942" and ("linear" in c["kernel"] or "gather" in c["kernel"] or "apply" in c["kernel"]):

@@ -53,6 +53,33 @@ def test_guided_step_differs_from_definition(guidance, dtype):
             assert (a.double() - b.double()).abs().max() <= HALVES[dtype] * float(b.double().abs().max())
 
 
+@pytest.mark.parametrize("guidance", ["cfg", "rescale", "apg"])
+@pytest.mark.parametrize("shape", [(5, 40), (4, 2, 3, 900), (1, 300_000), (3, 2, 150_000), (2, 1)])
+def test_guided_step_differs_in_another_shape(guidance, shape):
+    """Many small samples, samples that share a group, samples larger than one: with and without a conversion."""
+    c, u, x, h = (normal(k, *shape) for k in range(4))
+    share = 0.0 if shape[-1] == 1 else 0.7  # one element has no deviation to rescale to
+    for x0 in ((0.0, 1.0), (0.0, -0.5), (1.1, -0.7)):
+        coef = guided_coefficients((0.4, 0.5, -0.6), x0=x0, scale=6.0, eta=0.1, norm_threshold=9.0, rescale=share)
+        got, want = (
+            guided_step(c, u, x, (h,), coef=coef[None], guidance=guidance, backend=b) for b in ("torch", "naive")
+        )
+        for a, b in zip(got[:2], want[:2], strict=True):
+            assert (a - b).abs().max() <= 3e-6 * b.abs().max()
+
+
+def test_bank_in_one_storage_differs_from_separate_registers():
+    bank = normal(3, 6, 500)
+    table = normal(4, 1, 2, 3, dtype=torch.float64)
+    for rows in (slice(0, 3), slice(0, 6, 2), slice(3, 6)):
+        registers = list(bank[rows])
+        apart = [r.clone() for r in registers]
+        out = [torch.full((500,), math.nan) for _ in range(2)]
+        linear_step(registers, table, 0, out)
+        for a, b in zip(out, linear_step(apart, table, 0, backend="naive"), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+
+
 def test_guided_step_changes_its_inputs():
     tensors = [normal(k, 2, 64) for k in range(5)]
     kept = [t.clone() for t in tensors]
@@ -111,6 +138,19 @@ def test_cut_mask_and_rows_are_ignored():
     assert bool((sample_categorical(logits, seed=1, top_p=0.5).tokens == 4).all())
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, None), (7, None), (900, None), (None, 0.3), (None, 0.999), (40, 0.7)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_cut_differs_from_definition(top_k, top_p, tied):
+    logits = normal(6, 40, 3000) * (0.3 if top_p == 0.999 else 3.0)
+    if tied:
+        logits = logits.round()
+    logits[:, ::7] = -math.inf
+    options = {"seed": 2, "temperature": 0.9, "mask_id": 5, "top_k": top_k, "top_p": top_p}
+    got, want = (sample_categorical(logits, backend=b, **options) for b in ("torch", "naive"))
+    assert torch.equal(got.tokens, want.tokens)
+    assert torch.allclose(got.lse, want.lse, atol=1e-5)
+
+
 def test_row_without_a_class_gets_one():
     logits = torch.full((2, 5), -math.inf)
     logits[1, 3] = 0.0
@@ -134,6 +174,7 @@ def test_gather_and_empty_inputs_are_wrong():
         (lambda x: linear_step([x], torch.zeros(1, 1, 1), backend="cuda"), "backend='cuda'"),
         (lambda x: linear_step([x], torch.zeros(1, 1, 1), backend="triton"), "needs a GPU"),
         (lambda x: linear_step([x], torch.zeros(1, 1, 2)), "table"),
+        (lambda x: resample_gather([x], torch.zeros(2, dtype=torch.int64), backend="compiled"), "no such form"),
         (lambda x: guided_step(x, x, x, coef=torch.zeros(1, 18, dtype=torch.float64), momentum=x), "momentum"),
         (lambda x: sample_categorical(x, seed=1, temperature=0.0), "temperature"),
         (lambda x: resample_gather([x], torch.zeros(2)), "ancestors"),
@@ -161,6 +202,36 @@ else:
     raise SystemExit("Triton was found")
 """
     result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+
+
+def test_compiled_form_is_wrong_or_runs_without_a_compiler():
+    script = """
+import torch, diffsamp_kernels as k
+x = torch.randn(6, 2, 3, 40, generator=torch.Generator().manual_seed(0))
+coef = k.guided_coefficients((0.4, 0.5, 0.6), (0.1, -0.2, 0.3), x0=(1.1, -0.7), scale=6.0, eta=0.1,
+                             norm_threshold=4.0, momentum=-0.5, rescale=0.7)[None]
+got, want = (k.guided_step(*x[:3], (x[3],), coef=coef, guidance="apg", momentum=x[4], second=True, backend=b)
+             for b in ("compiled", "naive"))
+for a, b in zip(got, want):
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+table = torch.randn(2, 2, 4, dtype=torch.float64)
+for a, b in zip(*(k.linear_step(list(x[:4]), table, 1, backend=b) for b in ("compiled", "naive"))):
+    assert torch.allclose(a, b, atol=1e-5)
+"""
+    result = python("-c", script)
+    assert result.returncode == 0, result.stderr
+    script = """
+import torch, diffsamp_kernels as k
+try:
+    k.linear_step([torch.ones(3)], torch.ones(1, 1, 1), backend="compiled")
+except k.BackendError as error:
+    assert "no C++ compiler" in str(error), error
+else:
+    raise SystemExit("it ran")
+assert k.linear_step([torch.ones(3)], torch.ones(1, 1, 1))[0].tolist() == [1, 1, 1]
+"""
+    result = python("-c", script, PATH="/nowhere", CXX="")
     assert result.returncode == 0, result.stderr
 
 

@@ -51,7 +51,7 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
               "key_ptr": "*fp32", "index_ptr": "*i32", "seed_ptr": "*i64", "keys_ptr": "*i64", "step_ptr": "*i64",
               "token_ptr": "*i64", "logprob_ptr": "*fp32", "lse_ptr": "*fp32", "tiles": "i32"}  # fmt: skip
     row = {"V": 131072, "MASK_ID": -1, "ROWS": False, "CUT": 0}
-    limit = {"V": 131072, "MASK_ID": -1, "ROWS": False, "TOP_K": True, "TOP_P": True, "BLOCK": 1024}
+    limit = {"V": 131072, "MASK_ID": -1, "ROWS": False, "TOP_K": True, "TOP_P": True, "BLOCK": 2048}
     bank = {f"h{k}": b for k in range(6)} | {f"y{k}": b for k in range(6)}
     flat = bank | {"table": "*fp64", "step": "*i64", "n": "i32", "ancestors": "*i64"}
     apply = {"BLOCK": 1024, "CHUNKS": 64, "INTERPRET": False}
@@ -143,14 +143,18 @@ def main() -> None:
     import triton
 
     print(f"# Kernels compiled ahead of time (Triton {triton.__version__}, bfloat16 tensors)\n")
+    print("No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128")
     print(
-        "No GPU was used. Spilled is bytes of stack and local memory plus spill instructions; wide accesses are 128 bits.\n"  # noqa: E501
+        "bits; narrow offsets are those of 32 bits into bfloat16 tensors (within a row of logits 32 bits are enough).\n"
     )
-    print("| kernel | target | registers | spilled | shared bytes | instructions | wide loads | wide stores |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| kernel | target | registers | spilled | shared bytes | instructions | wide loads | wide stores | "
+        "narrow offsets |"
+    )
+    print("|" + " --- |" * 9)
     for c in compile_all():
         print(f"| {c.kernel} | {c.target} | {c.registers} | {c.spilled} | {c.shared} | {c.instructions} | {c.wide_loads} "  # noqa: E501
-              f"| {c.wide_stores} |")  # fmt: skip
+              f"| {c.wide_stores} | {c.narrow_offsets} |")  # fmt: skip
     print("\nFrom `python -m diffsamp_kernels.ahead_of_time`.")
 
 

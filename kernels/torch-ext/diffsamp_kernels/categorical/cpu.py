@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .naive import TILE, pick, scaled_logits
+from .naive import TILE, cut, pick, scaled_logits
 from .naive import sample_categorical as dense
 from .philox import row_uniforms
 
@@ -75,32 +75,49 @@ def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tenso
     return tokens, logprob, lse
 
 
-def cut_rows(y: torch.Tensor, top_k: int | None, top_p: float | None) -> torch.Tensor:
-    """``naive.cut`` of float32 rows without sorting them whole: the largest values until they hold the mass."""
+def draw_cut(
+    y: torch.Tensor, uniforms: torch.Tensor, top_k: int | None, top_p: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """:func:`draw_rows` of what top-k and top-p leave of float32 rows, from the largest values alone.
+
+    No row is sorted whole: as many of the largest values are taken as top-k allows, or as hold the mass. Where more
+    classes are equal to the last that is kept than there are places, the definition decides, since the choice of
+    ``torch.topk`` among equals is not fixed.
+    """
     count, width = y.shape
     most = min(top_k or width, width)
-    if count == 0:
-        return y
-    if top_p is None:
-        values = y.topk(most, 1).values
-        kept = torch.full((count, 1), most)
-    else:
-        whole = y.topk(most, 1).values if top_k is not None else y
-        lse = whole.logsumexp(1, keepdim=True).double()
-        size = min(most, _HEAD)
-        while True:
-            values = y.topk(size, 1).values
-            p = (values.double() - lse).exp_()
-            kept = (p.cumsum(1) - p < top_p).sum(1, keepdim=True).clamp_min_(1)
-            if size == most or bool((kept < size).all()):
-                break
-            size = min(most, 8 * size)
-    threshold = values.gather(1, kept - 1)
-    keep = y >= threshold
-    if bool((keep.sum(1, keepdim=True) > kept).any()):  # more ties than places: the first classes have them
-        above, on = y > threshold, y == threshold
-        keep = above | (on & (on.cumsum(1) <= kept - above.sum(1, keepdim=True)))
-    return y.masked_fill(~keep, -math.inf)
+    size = most if top_p is None or top_k is not None else min(most, _HEAD)
+    whole = None if top_p is None or top_k is not None else y.logsumexp(1, keepdim=True).double()
+    while True:
+        values, index = y.topk(min(size + 1, width), 1)  # one more than needed, to see equals of the last
+        if top_p is None:
+            kept = torch.full((count, 1), most)
+            break
+        mass = values[:, :most].logsumexp(1, keepdim=True).double() if whole is None else whole
+        p = (values[:, :size].double() - mass).exp_()
+        kept = (p.cumsum(1) - p < top_p).sum(1, keepdim=True).clamp_min_(1)
+        if size == most or bool((kept < size).all()):
+            break
+        size = min(most, 8 * size)
+    following = values.gather(1, kept.clamp_max(values.shape[1] - 1))
+    if bool(((following == values.gather(1, kept - 1)) & (kept < width) & ~following.isneginf()).any()):
+        return draw_rows(cut(y.double(), top_k, top_p).float(), uniforms)
+    top = values[:, :1]
+    weights = (values - torch.where(top.isneginf(), 0.0, top)).double().exp_()
+    weights.masked_fill_(torch.arange(values.shape[1]) >= kept, 0.0)
+    index, order = index.sort(1)
+    weights = weights.gather(1, order)
+    tile_of = index // TILE
+    sums = weights.new_zeros((count, (width - 1) // TILE + 1)).scatter_add_(1, tile_of, weights)
+    running = sums.cumsum_(1)
+    inside = weights.masked_fill(tile_of != pick(running, uniforms[:, :1]), 0.0)
+    place = pick(inside.cumsum(1), uniforms[:, 1:]).clamp_max_(index.shape[1] - 1)
+    total = running[:, -1:]
+    logprob = (weights.gather(1, place) / total).log_()
+    dead = top.isneginf()
+    tokens = index.gather(1, place).masked_fill_(dead, -1)
+    lse = (top + total.log()).masked_fill_(dead, -math.inf)
+    return tokens.squeeze(1), logprob.masked_fill_(dead, -math.inf).squeeze(1).float(), lse.squeeze(1).float()
 
 
 def sample_categorical(
@@ -121,7 +138,10 @@ def sample_categorical(
             y[:, mask_id] = -math.inf
     home, y = y.device, y.cpu()
     if top_k is not None or top_p is not None:
-        parts = y.split(max(1, _CHUNK // y.shape[1]))
-        y = torch.cat([cut_rows(part.float(), top_k, top_p) for part in parts])
-    tokens, logprob, lse = draw_rows(y, uniforms)
+        rows_at_once = max(1, 4 * _CHUNK // y.shape[1])
+        parts = zip(y.split(rows_at_once), uniforms.split(rows_at_once), strict=True)
+        made = [draw_cut(part.float(), u, top_k, top_p) for part, u in parts]
+        tokens, logprob, lse = (torch.cat(column) for column in zip(*made, strict=True))
+    else:
+        tokens, logprob, lse = draw_rows(y, uniforms)
     return tokens.to(home), logprob.to(home), lse.to(home)

@@ -232,7 +232,7 @@ def sample_categorical(
     if cut:
         cut_kernel[(count,)](
             *head, MASK_ID=mask, TOP_K=top_k is not None and top_k < width,
-            TOP_P=top_p is not None, DROP=dropped, BLOCK=min(1024, triton.next_power_of_2(width)), **common,
+            TOP_P=top_p is not None, DROP=dropped, BLOCK=min(2048, triton.next_power_of_2(width)), **common,
         )  # fmt: skip
     common["CUT"] = dropped + 1 if cut else 0
     head += (stats[0], stats[1])

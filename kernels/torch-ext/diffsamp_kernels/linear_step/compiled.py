@@ -34,4 +34,4 @@ def linear_step(
     """As the definition, summed in float32 (float64 for float64 registers)."""
     wide = torch.float64 if registers[0].dtype == torch.float64 else torch.float32
     row = table[step].reshape(table.shape[1:]).to(wide)
-    return _compiled()(tuple(r.view(-1) for r in registers), row)
+    return _compiled()(tuple(registers), row)
