@@ -332,12 +332,14 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
     for cell in todo:
         key = (cell.part, cell.method, cell.nfe, cell.scale)
         path, claim = bench.folder / f"{cell.name}.json", bench.folder / f"{cell.name}.claim"
-        if path.exists():
+        found = bench.plan(cell)
+        if found is None:
+            continue
+        # A cell whose plan has changed since, by another artifact, is measured again.
+        if path.exists() and json.loads(path.read_text())["plan"] == found[0].fingerprint:
             done.add(key)
             continue
         if time.time() > deadline or (cell.samples <= bench.seeds and key in done):
-            continue
-        if bench.plan(cell) is None:
             continue
         try:
             # A claim is stale after an hour: its process was killed.
@@ -357,14 +359,21 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
             claim.unlink(missing_ok=True)
         done.add(key)
         print(
-            f"{cell.name}: error {1000 * result['error']:.2f}, FD {result.get('fd', float('nan')):.3f} "
+            f"{cell.name}: error {1000 * result['error']:.2f}, FD {result.get('fd', float('nan')):.3f} "  # type: ignore
             f"({time.process_time() - began:.0f} CPU-s)", file=sys.stderr, flush=True,
         )  # fmt: skip
 
 
-def collected(folder: Path, sha256: str) -> list[dict]:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    return [row for row in found if row["model_sha256"] == sha256]
+def collected(bench: Bench) -> list[dict]:
+    """Cells that were measured with these weights and artifacts."""
+    found = []
+    for path in sorted(bench.folder.glob("*.json")):
+        row = json.loads(path.read_text())
+        cell = Cell(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
+        plan = bench.plan(cell)
+        if row["model_sha256"] == bench.model.sha256 and plan is not None and plan[0].fingerprint == row["plan"]:
+            found.append(row)
+    return found
 
 
 def best_of(rows: list[dict], part: str) -> dict[tuple[str, int, float], dict]:
@@ -495,7 +504,7 @@ def plot(result: dict, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a few cells on 8 seeds, nothing written")
     parser.add_argument("--json", action="store_true", help="print the figures as json")
     parser.add_argument("--samples", type=int, default=FD_SAMPLES, help="pictures per Fréchet distance; 0: none")
@@ -531,7 +540,7 @@ def main() -> None:
 def finish(bench: Bench, args: argparse.Namespace) -> None:
     """Print the result and, but for a quick run, write it."""
     result = {
-        "model_sha256": bench.model.sha256, "seeds": bench.seeds, "rows": collected(bench.folder, bench.model.sha256),
+        "model_sha256": bench.model.sha256, "seeds": bench.seeds, "rows": collected(bench),
         "torch": torch.__version__, "machine": f"{platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     text = table(result)

@@ -102,24 +102,38 @@ def gauss_newton(
         DiffsampError: the start defines no plan, or its run is not finite.
     """
     memory = _Remembered(denoiser)
+    count = goal.numel()
+    best: tuple[float, np.ndarray] | None = None
 
     def residual(values: np.ndarray) -> torch.Tensor | None:
+        """Differences to the goal, (points, numbers of a sample)."""
+        nonlocal best
         plan = make(values)
         if plan is None:
             return None
         memory.begin()
         made = engine.sample(plan, memory, x, prediction=prediction)
-        found = (made - goal).double().flatten()
-        return found if bool(torch.isfinite(found).all()) else None
+        found = (made - goal).double().flatten(1)
+        error = float(found.square().sum()) / count
+        if not np.isfinite(error):
+            return None
+        if best is None or error < best[0]:
+            best = (error, values.copy())
+        return found
 
     values = np.array(start, dtype=np.float64)
     r = residual(values)
-    if r is None:
+    if r is None or best is None:
         raise DiffsampError("denoiser: the run that the search starts from is not finite; check the model and its grid")
     memory.keep()
-    count = r.numel()
-    before = error = float(r @ r) / count
+    before = best[0]
+    each = r.square().sum(1)
+    level_off = 10 * max(float(each.median()), 1e-12 * float(each.mean()), 1e-300)
     damping = 1e-2
+
+    def loss(r: torch.Tensor) -> float:
+        each = r.square().sum(1)
+        return float((level_off * each / (level_off + each)).sum())
 
     def differences(values: np.ndarray, r: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -135,19 +149,23 @@ def gauss_newton(
                 rows.append(torch.zeros_like(r))
         return torch.stack(rows)
 
+    current = loss(r)
     for _ in range(rounds):
         jacobian, fresh = differences(values, r), True
-        began = error
+        began = current
         while True:
-            curvature = (jacobian @ jacobian.T).cpu().numpy() / count
-            slope = (jacobian @ r).cpu().numpy() / count
+            # Each point counts by the slope of its levelled loss.
+            weight = (level_off / (level_off + r.square().sum(1))).square()
+            flat = (jacobian * weight.sqrt()[:, None]).flatten(1)
+            curvature = (flat @ flat.T).cpu().numpy()
+            slope = (flat @ (r * weight.sqrt()[:, None]).flatten()).cpu().numpy()
             taken = None
-            for _ in range(4 if fresh else 1):
+            for _ in range(5 if fresh else 1):
                 scale = np.diag(curvature) + 1e-12 * max(float(np.trace(curvature)), 1e-300)
                 move = -np.linalg.solve(curvature + damping * np.diag(scale), slope)
                 move *= min(1.0, largest / max(float(np.abs(move).max()), 1e-300))
                 other = residual(values + move)
-                if other is not None and float(other @ other) / count < error:
+                if other is not None and loss(other) < current:
                     taken = other
                     break
                 damping *= 8
@@ -156,12 +174,13 @@ def gauss_newton(
             memory.keep()
             change = torch.from_numpy(move).to(r.device)
             # Broyden: the least change of the derivatives that explains the step.
-            jacobian = jacobian + torch.outer(change, (taken - r) - change @ jacobian) / (change @ change)
-            gained = 1 - float(taken @ taken) / count / error
-            values, r, error, fresh = values + move, taken, float(taken @ taken) / count, False
+            missed = (taken - r) - torch.tensordot(change, jacobian, 1)
+            jacobian = jacobian + change[:, None, None] * missed / (change @ change)
+            gained = 1 - loss(taken) / current
+            values, r, current, fresh = values + move, taken, loss(taken), False
             damping = max(damping / 5, 1e-6)
             if gained < least_gain:
                 break
-        if error > began * (1 - least_gain):
+        if current > began * (1 - least_gain):
             break
-    return Fit(values, before, error, memory.calls)
+    return Fit(best[1], before, best[0], memory.calls)
