@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import build
+from tiny_pipelines import FAMILIES, build
 
 import diffsamp
 from diffsamp import engine
@@ -180,6 +180,34 @@ def test_restore_gives_the_pipeline_its_own_start_back_bit_for_bit():
     diffsamp.restore(tiny.pipe)
     assert torch.equal(tiny.run(3), before)
     assert not tiny.denoiser._forward_pre_hooks
+
+
+# What these take beside a prompt may not be noise.
+OTHER_STARTS = {"sd_controlnet", "sd_pix2pix", "sd_upscale", "svd", "flux2"}
+FROM_NOISE = [name for name, family in FAMILIES.items() if family.task == "text" and name not in OTHER_STARTS]
+
+
+@pytest.mark.parametrize("name", FROM_NOISE)
+def test_every_pipeline_that_starts_from_noise_runs_with_fewer_calls(name, monkeypatch):
+    tiny = build(name)
+    diffsamp.use(tiny.pipe, "dpmpp-2m")
+    try:
+        shapes, step = [], type(tiny.pipe.scheduler).step
+
+        def spy(self, output, timestep, sample, *arguments, **options):
+            shapes.append(tuple(sample.shape[1:]))
+            return step(self, output, timestep, sample, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(tiny.pipe.scheduler), "step", spy)
+            plain, whole = tiny.counted(6)
+        diffsamp.use(tiny.pipe, teleport=statistics(shapes[0], start=0.6))
+        ours, calls = tiny.counted(6)
+        assert torch.isfinite(ours).all() and ours.shape == plain.shape
+        assert calls < whole and not torch.equal(ours, plain)
+        assert torch.equal(tiny.run(6), ours)
+    finally:
+        diffsamp.restore(tiny.pipe)
 
 
 def test_two_calls_per_step_are_refused_for_a_condition_and_fine_without_one():
