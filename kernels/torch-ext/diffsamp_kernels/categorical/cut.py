@@ -28,9 +28,9 @@ def _search(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The largest key at which the count (or mass) of classes not below it is ``target`` or more; 0 if none."""
-    key = tl.full((), 0, tl.int64)
+    key = tl.full((), 0, tl.uint32)
     DIGITS: tl.constexpr = (32 - DROP + 1) // 2
-    step = tl.full((), 1 << (2 * (DIGITS - 1)), tl.int64)
+    step = tl.full((), 1 << (2 * (DIGITS - 1)), tl.uint32)
     for _ in range(0, DIGITS):
         a1 = tl.zeros([BLOCK], tl.float32)
         a2 = tl.zeros([BLOCK], tl.float32)
@@ -45,9 +45,9 @@ def _search(
             a1 += tl.where(mine >= key + step, weight, 0.0)
             a2 += tl.where(mine >= key + 2 * step, weight, 0.0)
             a3 += tl.where(mine >= key + 3 * step, weight, 0.0)
-        reached = (tl.sum(a1.to(tl.float64), 0) >= target).to(tl.int64)
-        reached += (tl.sum(a2.to(tl.float64), 0) >= target).to(tl.int64)
-        reached += (tl.sum(a3.to(tl.float64), 0) >= target).to(tl.int64)
+        reached = (tl.sum(a1.to(tl.float64), 0) >= target).to(tl.uint32)
+        reached += (tl.sum(a2.to(tl.float64), 0) >= target).to(tl.uint32)
+        reached += (tl.sum(a3.to(tl.float64), 0) >= target).to(tl.uint32)
         key += reached * step
         step = step >> 2
     return key
@@ -99,7 +99,7 @@ def cut_kernel(
         tops = tl.maximum(tops, load_raw(c_ptr, u_ptr, params, offset, start + tl.arange(0, BLOCK), V, MASK_ID, CFG))
     top = tl.max(tops, 0) * scale
     top = tl.where(top == float("-inf"), 0.0, top)
-    key = tl.full((), 0, tl.int64)
+    key = tl.full((), 0, tl.uint32)
     if TOP_K:
         key = _search(c_ptr, u_ptr, params, offset, scale, top, k, False, V, MASK_ID, CFG, DROP, BLOCK)
     above, mass, equal, one = _around(c_ptr, u_ptr, params, offset, scale, top, key, V, MASK_ID, CFG, DROP, BLOCK)
@@ -128,5 +128,5 @@ def cut_kernel(
             place = tl.max(tl.where((on == 1) & (rank == kept.to(tl.int32)), at, -1), 0)
             last = tl.where(place >= 0, place.to(tl.int64), last)
             seen += tl.sum(on, 0)
-    tl.store(cut_ptr + 2 * r, key)
+    tl.store(cut_ptr + 2 * r, key.to(tl.int64))
     tl.store(cut_ptr + 2 * r + 1, last)

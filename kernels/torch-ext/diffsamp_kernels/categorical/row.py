@@ -25,14 +25,14 @@ def ordered(y, DROP: tl.constexpr):
     """Unsigned integers in the order of the floats, without the ``DROP`` lowest bits."""
     bits = tl.where(y == 0.0, 0.0, y).to(tl.uint32, bitcast=True)  # minus zero is zero
     key = tl.where(bits >= 2147483648, bits ^ 4294967295, bits | 2147483648)
-    return (key >> DROP).to(tl.int64)
+    return key >> DROP
 
 
 @triton.jit
 def keep_allowed(y, at, cut_ptr, r, DROP: tl.constexpr):
     """Minus infinity for what lies under the row's threshold, or on it behind the last class that is kept."""
     key = ordered(y, DROP)
-    threshold = tl.load(cut_ptr + 2 * r)
+    threshold = tl.load(cut_ptr + 2 * r).to(tl.uint32)
     last = tl.load(cut_ptr + 2 * r + 1)
     return tl.where((key > threshold) | ((key == threshold) & (at <= last)), y, float("-inf"))
 
