@@ -15,6 +15,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -86,7 +87,7 @@ def lowest_starts(model: calibrate.Model, stats: teleport.Statistics) -> dict[fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--data", help="folder of the Fashion-MNIST files")
@@ -117,9 +118,10 @@ def main() -> None:
             spent = time.process_time() - began
             print(f"{method} {base}: {what} ({done}/{total}, {spent:.0f} CPU-s)", file=sys.stderr, flush=True)
 
+        extra: dict[str, Any] = {"held_out": 6, "reference_steps": 60, **options}
         artifact = run(
             model, nfe=nfe[:1] if args.quick else nfe, guidance_scale=SCALES[:1] if args.quick else SCALES, solver=base,
-            out=path, progress=progress, **{"held_out": 6, "reference_steps": 60, **options},
+            out=path, progress=progress, **extra,
         )  # fmt: skip
         for setting in artifact.settings.values():
             rows.append(

@@ -136,7 +136,7 @@ def as_table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help=f"only the cell {QUICK}")
     parser.add_argument("--json", action="store_true", help="print json instead of a table")
     parser.add_argument("--cells", help=f"guidance scale:steps:pictures, ... (default {FULL}; empty: none)")

@@ -60,7 +60,7 @@ def pictures(pipe: Any, method: str | None, w: float, n: int, batch: int = 100) 
     return torch.cat(made)
 
 
-def measure(x: torch.Tensor, classifier: torch.nn.Module, real: torch.Tensor, reference: Any) -> dict[str, float]:
+def measure(x: torch.Tensor, classifier: Any, real: torch.Tensor, reference: Any) -> dict[str, float]:
     """The figures of one cell."""
     from diffsamp.metrics import frechet_distance, precision_recall
 
@@ -172,7 +172,7 @@ def strip(first: dict[tuple[str, float], torch.Tensor], path: Path, scales: tupl
 
 def main() -> None:
     """Sample, measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="40 pictures and two scales, no files")
     parser.add_argument("--json", type=Path, help="write the figures to this file as well")
     parser.add_argument("--n", type=int, default=100, help="pictures per cell (default 100)")

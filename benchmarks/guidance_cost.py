@@ -74,10 +74,10 @@ def theirs(outputs: list[tuple[torch.Tensor, torch.Tensor]], x: torch.Tensor) ->
         scheduler.set_timesteps(STEPS)
         latents = x
         for i, (t, (cond, uncond)) in enumerate(zip(scheduler.timesteps, outputs, strict=True)):
-            guider.set_state(i, STEPS, t)
+            guider.set_state(i, STEPS, t)  # type: ignore
             batches = guider.prepare_inputs(inputs)
             for batch, prediction in zip(batches, (cond, uncond), strict=True):
-                batch.noise_pred = prediction
+                batch.noise_pred = prediction  # type: ignore
             guided = guider(batches)[0]
             latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         return latents
@@ -118,7 +118,7 @@ def measure(runs: dict[str, Callable[[], torch.Tensor]], repeats: int) -> dict[s
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="3 repeats in place of 15")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

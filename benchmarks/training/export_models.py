@@ -126,7 +126,7 @@ def export_reference(data: str | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=["fashion", "fashion-cnn", "reference"])
     parser.add_argument("--work", type=Path, help="the folder that the training script wrote")
     parser.add_argument("--data", help="folder of the idx files, for the reference")

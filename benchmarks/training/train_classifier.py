@@ -14,6 +14,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class WithBatchNorm(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.plain = FashionClassifier()
-        self.norms = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in self.plain.convolutions)
+        convolutions: Any = self.plain.convolutions
+        self.norms: Any = nn.ModuleList(nn.BatchNorm2d(layer.out_channels) for layer in convolutions)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         x = self.plain.normalise(pictures).contiguous(memory_format=torch.channels_last)
@@ -43,7 +45,8 @@ class WithBatchNorm(nn.Module):
         """The same function without batch normalisation: its affine map goes into the convolutions."""
         result = FashionClassifier()
         result.head.load_state_dict(self.plain.head.state_dict())
-        for target, source, norm in zip(result.convolutions, self.plain.convolutions, self.norms, strict=True):
+        layers: Any = zip(result.convolutions, self.plain.convolutions, self.norms, strict=True)
+        for target, source, norm in layers:
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             target.weight.copy_(source.weight * scale[:, None, None, None])
             target.bias.copy_((source.bias - norm.running_mean) * scale + norm.bias)
@@ -67,7 +70,7 @@ def accuracy(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="folder of the idx files (default: $DIFFSAMP_FASHION_DATA, else Debian's)")
     parser.add_argument("--work", type=Path, default=Path("build/fashion-cnn"))
     parser.add_argument("--epochs", type=int, default=6)

@@ -110,7 +110,7 @@ def load_checkpoint(path: Path, model: torch.nn.Module, average: list, optimizer
 
 
 def arguments(given: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", help="folder of the idx files (default: $DIFFSAMP_FASHION_DATA, else Debian's)")
     parser.add_argument("--work", type=Path, default=Path("build/fashion"), help="checkpoint and log go here")
     parser.add_argument("--steps", type=int, default=5000, help="where the run ends")
@@ -129,7 +129,7 @@ def main(given: list[str] | None = None) -> None:
     args = arguments(given)
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    model = build().to(memory_format=torch.channels_last).train()
+    model = build().to(memory_format=torch.channels_last).train()  # type: ignore
     parameters = list(model.parameters())
     average = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)

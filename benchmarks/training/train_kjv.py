@@ -154,6 +154,7 @@ def main() -> None:
     verses = {s: [v for i, c in enumerate(chapters) if split_of(i) == s for v in c] for s in ("train", "judge", "test")}
     tokenizer = train_tokenizer(verses["train"], 1024)
     mask_id = tokenizer.token_to_id(MASK)
+    assert mask_id is not None
     write_whole(args.out / "kjv.tokenizer.json", lambda p: tokenizer.save(str(p)))
     data = {s: encode(tokenizer, v) for s, v in verses.items()}
     write_whole(

@@ -114,7 +114,8 @@ def _whole_history(plan: Plan) -> Plan:
 
 def _corrects(plan: Plan, index: int) -> bool:
     """Whether row ``index`` corrects the point that row ``index − 1`` predicted, using its output."""
-    return index < plan.nfe and plan.rows[index].correct is not None and bool(plan.rows[index].correct.m)
+    correct = plan.rows[index].correct if index < plan.nfe else None
+    return correct is not None and bool(correct.m)
 
 
 # How a value is found where it is not by a scalar search: (base, state, output of the row, goal) to the value, its

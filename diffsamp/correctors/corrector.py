@@ -254,11 +254,11 @@ class Corrector:
         if self.plain:
             used = 0 if self.target is None else [b != 0.0 for b in self.target.powers].index(True)
             return replace(state, run=engine.step(plan, state.run, outputs[used], fresh, prediction=prediction))
-        mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, row.level)
+        mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, row.level)  # type: ignore
         pending, opened = state.pending, state.opened
         if span.opens:
             pending = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-            rate = pending if self.target is None else self.target.rate(outputs, x, row.level)
+            rate = pending if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
             start, stop = self._whole_step(plan, index)
             s = row.level.noise_to_signal
             if isinstance(self.potential, Tilt):
@@ -277,13 +277,13 @@ class Corrector:
             up, seen_at = plan.rows[index - 1].level.noise_to_signal, row.level.noise_to_signal
             if up > opened[1] and seen_at == opened[2]:
                 # The stage of a churned step at the end of the way down closes that way; the next way up is taken off.
-                below = self.target.rate(outputs, x, row.level)
-                pending = pending + 0.5 * math.log(up / seen_at) * (opened[0] + below)
+                below = self.target.rate(outputs, x, row.level)  # type: ignore
+                pending = pending + 0.5 * math.log(up / seen_at) * (opened[0] + below)  # type: ignore
                 state, opened = replace(state, below=below), None
         shift, spread = None, 1.0
         if self.target is not None and self.target.total != 1.0 and span.churn > 0.0:
             drift, spread = power_gains(self.target.total, span.stop / span.start, span.churn)
-            mixed = self.target.mix(outputs, x, row.level, drift)
+            mixed = self.target.mix(outputs, x, row.level, drift)  # type: ignore
         if isinstance(self.potential, Tilt):
             if extra is None:
                 extra = evaluate(self.potential.reward, x / row.level.alpha, True)
@@ -311,7 +311,7 @@ class Corrector:
         inner = state.pending
         if state.opened is not None:
             rate, start, stop = state.opened
-            inner = inner + 0.5 * (1.0 - (stop / start) ** 2) * rate
+            inner = inner + 0.5 * (1.0 - (stop / start) ** 2) * rate  # type: ignore
         state = replace(state, pending=inner, opened=None)
         if isinstance(self.potential, Steering | Twist):
             level = plan.last_level
@@ -360,6 +360,7 @@ class Corrector:
                 mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, level)
                 now = now + self.potential.beta(span.start) * _dot(extra[1], mixed - x / level.alpha)
             if math.isfinite(start):
+                assert state.pending is not None
                 state = replace(state, pending=state.pending + math.log(start / stop) / 2 * (rate + now))
         moved = list(outputs) + ([] if extra is None else [e for e in extra if e is not None])
         state, moved = self._settle(plan, state, state.run.index, level.noise_to_signal, uniforms, moved)

@@ -7,6 +7,7 @@ particles that change process travel. Results do not depend on the number of pro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Alone:
 class Shared(Alone):
     """A share per process of a ``torch.distributed`` group (gloo or nccl), which must be initialised."""
 
-    def __init__(self, group: object = None) -> None:
+    def __init__(self, group: Any = None) -> None:
         import torch.distributed as dist
 
         if not dist.is_available() or not dist.is_initialized():

@@ -78,7 +78,7 @@ def sample_categorical(
         def source(shape: tuple[int, ...]) -> Tensor:
             return torch.from_numpy(hashed_uniforms(keys, step, shape[1]))
     else:
-        source = uniform or _generator_source(generator, precision, rows.device)
+        source = uniform or _generator_source(generator, precision, rows.device)  # type: ignore
     tokens = draw(rows, source, precision=precision, temperature=temperature, top_k=top_k, top_p=top_p, mask_id=mask_id)
     return tokens.reshape(logits.shape[:-1])
 

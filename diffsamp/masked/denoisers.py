@@ -51,7 +51,7 @@ def call(denoiser: Denoiser, x: Tensor, t: Tensor, positions: Tensor | None, row
     if only:
         extra["positions"] = positions
     logits = denoiser(x, t, **extra)
-    expected = positions.shape if only else x.shape
+    expected = positions.shape if only and positions is not None else x.shape
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DiffsampError(f"logits: the denoiser gave {found}; ({expected[0]}, {expected[1]}, V) is needed")

@@ -56,6 +56,7 @@ class MaskedScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    config: Any  # diffusers declares a dict; its keys are attributes too
 
     @register_to_config
     def __init__(

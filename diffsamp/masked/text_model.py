@@ -85,6 +85,9 @@ class MaskedTransformer(nn.Module):
     `attention_mask` (B, L), True where a position exists, serves sequences of different lengths in one batch.
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: TextModelConfig) -> None:
         super().__init__()
         self.config = config

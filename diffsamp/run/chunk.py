@@ -35,7 +35,7 @@ def content_hash(arrays: dict[str, np.ndarray]) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(array.data.cast("B") if array.size else b"")
+        digest.update(memoryview(array.data).cast("B") if array.size else b"")
     return digest.hexdigest()
 
 

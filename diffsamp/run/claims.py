@@ -8,14 +8,15 @@ costs time and nothing else, as every process makes the same file.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 from pathlib import Path
 from typing import Any
 
 try:
-    import fcntl
+    fcntl: Any = importlib.import_module("fcntl")
 except ImportError:  # not a POSIX system
-    fcntl: Any = None
+    fcntl = None
 
 from diffsamp.files import NotWritten
 
