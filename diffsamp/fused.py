@@ -74,7 +74,8 @@ def wanted(x: torch.Tensor, raw: torch.Tensor) -> bool:
         return False
     # Subclasses, and the wrappers of torch.func, have no memory of their own.
     plain = type(x) is torch.Tensor and type(raw) is torch.Tensor and x.dtype in (torch.float32, torch.float64)
-    return plain and not torch.compiler.is_compiling() and not torch._C._functorch.peek_interpreter_stack()
+    transformed = torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
+    return plain and not torch.compiler.is_compiling() and not transformed
 
 
 def advance(

@@ -5,7 +5,8 @@ small latent. ``kind`` is a zero of the element type; all arithmetic is in that 
 """
 
 # Numba compiles these bodies from the types of the arguments, so annotations would say nothing.
-# pyright: basic, reportMissingImports=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: basic, reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+# pyright: reportPrivateImportUsage=false
 
 from __future__ import annotations
 
