@@ -7,6 +7,7 @@ import torch
 from .. import engine
 from ..plan import Plan
 from .base import Guidance, GuidanceState
+from .fused import fused_step
 
 
 def guided_step(
@@ -33,6 +34,9 @@ def guided_step(
     """
     level, x = plan.rows[state.index].level, state.input
     p, q = plan.process.x0_coefficients(level, prediction)
+    fused = fused_step(plan, state, guidance, memory, cond, uncond, (p, q))
+    if fused is not None:
+        return fused
     c, u = cond.to(x.dtype), uncond.to(x.dtype)
     if p or q != 1.0:
         c, u = torch.mul(c, q).add_(x, alpha=p), torch.mul(u, q).add_(x, alpha=p)

@@ -54,7 +54,8 @@ def choose(backend: str | None, tensor: torch.Tensor, compiles: bool = True) -> 
         BackendError: an unknown name; Triton asked for where it is missing or the tensor is not on a GPU; ``compiled``
             asked for where there is no compiler or the operation has no such form.
     """
-    wish = backend or os.environ.get("DIFFSAMP_BACKEND") or "auto"
+    # "numba" in the environment is for the solvers' own loop; it says nothing about the operations here.
+    wish = backend or os.environ.get("DIFFSAMP_BACKEND", "").replace("numba", "auto") or "auto"
     if wish not in BACKENDS:
         raise BackendError(f"backend={wish!r} is not known; accepted: {', '.join(BACKENDS)}")
     if wish == "auto":
