@@ -362,7 +362,7 @@ def parts(length: int, vocabulary: int, rounds: int) -> dict[str, float]:
     def sampler(events: int = 8) -> None:
         state = begun
         for _ in range(events):
-            state = masked.step(state, lambda ids, t, positions=None: logits[:, positions[0]])
+            state = masked.step(state, lambda ids, t, positions=None: logits[:, positions[0]])  # type: ignore
 
     functions: dict[str, Callable[[], Any]] = {"body": lambda: net.hidden(x), "head": lambda: net.head(hidden)}
     for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64)):

@@ -166,7 +166,7 @@ def _whole(rows: list[dict[str, Any]]) -> list[str]:
     head = ["L, V, N", "processes: range of published fp64", *names]
     return [
         "End to end, CPU seconds (network calls), median over processes. With its default settings glibc may hand the",
-        "arrays of the published loop back to the system at every step; `memory kept` forbids it: that loop's best case.",
+        "arrays of the published loop back to the system at every step; `memory kept` forbids it, its best case.",
         "",
         *table(head, body),
     ]
