@@ -46,7 +46,7 @@ def resolve(
         raise DiffsampError(
             f"guidance_scale: is needed by {name}, whose values belong to one scale; give it, or take them uncalibrated"
         )
-    artifact = _artifact(method, made.inner.name, model, folder, f"{nfe}/{guidance_scale:g}")
+    artifact = nearest(method, made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder)
     setting = artifact.setting(nfe, guidance_scale)
     artifact.warn_model(sha256)
     # The artifact also notes how the values were found; the solver needs what they mean.
@@ -55,8 +55,21 @@ def resolve(
     return replace(made, options=tuple(sorted(options.items())))
 
 
-def _artifact(method: str, inner: str, model: str, folder: str | os.PathLike[str] | None, setting: str) -> Artifact:
-    """The artifact in ``folder``, or the first of the known places whose artifact has the setting."""
+def nearest(
+    method: str,
+    inner: str,
+    *,
+    model: str,
+    nfe: int,
+    guidance_scale: float,
+    folder: str | os.PathLike[str] | None = None,
+) -> Artifact:
+    """The artifact in ``folder``, or the first of the known places whose artifact has the setting.
+
+    Raises:
+        DiffsampError: there is none.
+    """
+    setting = f"{nfe}/{guidance_scale:g}"
     if folder is not None:
         return find(method, inner, model=model, folder=folder)
     own = Path.cwd()

@@ -19,7 +19,8 @@ def with_ratios(
 
     Raises DiffsampError for a missing artifact or setting; the message holds the command that makes one.
     """
-    from diffsamp.calibrate import find, resolve
+    from diffsamp.calibrate import resolve
+    from diffsamp.calibrate.resolve import nearest
     from diffsamp.registry import solver
 
     if name.startswith("diffusers:"):
@@ -27,7 +28,9 @@ def with_ratios(
     made = solver(name)
     if made.info.name not in ("dc", "dc-unipc") or made.inner is None or "ratios" in dict(made.options):
         return name, None
-    artifact = find("dc", made.inner.name, model=model, folder=folder)
+    artifact = nearest(
+        "dc", made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder
+    )  # fmt: skip
     found = resolve(
         name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder
     )  # fmt: skip
