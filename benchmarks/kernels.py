@@ -245,8 +245,8 @@ def draw_gate(logits: torch.Tensor, **options: Any) -> Callable[[], str | None]:
     """The gate of a draw: tokens and log-sum-exp of the definition, but for rows on the edge of a float32 rounding."""
 
     def check() -> str | None:
-        got = sample_categorical(logits, seed=1, **options)
-        want = sample_categorical(logits, seed=1, **(options | {"backend": "naive"}))
+        definition: dict[str, Any] = options | {"backend": "naive"}
+        got, want = sample_categorical(logits, seed=1, **options), sample_categorical(logits, seed=1, **definition)
         same, error = float((got.tokens == want.tokens).float().mean()), float((got.lse - want.lse).abs().max())
         return None if same > 0.98 and error < 1e-4 else f"{same:.1%} of the tokens, log-sum-exp off by {error:.2g}"
 
@@ -371,7 +371,7 @@ def write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and shapes")
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     parser.add_argument("--json", type=Path, help="also write the rows here")

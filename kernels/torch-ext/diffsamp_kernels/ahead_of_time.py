@@ -78,7 +78,7 @@ def _cases() -> dict[str, tuple[Any, dict[str, str], dict[str, Any], int]]:
 def _tool(name: str) -> str:
     import triton
 
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+    return str(Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / name)
 
 
 def _read_cuda(cubin: bytes) -> tuple[int, int, str]:

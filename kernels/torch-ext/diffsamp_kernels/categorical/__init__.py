@@ -73,17 +73,16 @@ def sample_categorical(
         uncond = check_same("uncond", uncond, logits)
     top_p = None if top_p == 1.0 else top_p
     count = logits.shape[0] if rows is None else rows.shape[0]
-    if keys is None:
-        keys = torch.arange(count, dtype=torch.int64, device=logits.device)
-    if keys.shape != (count,) or keys.dtype != torch.int64:
-        raise ValueError(f"keys: {keys.dtype} of shape {tuple(keys.shape)}; must be int64 ({count},)")
+    own = torch.arange(count, dtype=torch.int64, device=logits.device) if keys is None else keys
+    if own.shape != (count,) or own.dtype != torch.int64:
+        raise ValueError(f"keys: {own.dtype} of shape {tuple(own.shape)}; must be int64 ({count},)")
     if kind == "triton":
         from .triton import sample_categorical as run
     elif kind == "naive":
         from .naive import sample_categorical as run
     else:
         from .cpu import sample_categorical as run
-    return Draw(*run(logits, seed, keys, step, temperature, uncond, cfg_scale, rows, mask_id, method, top_k, top_p))
+    return Draw(*run(logits, seed, own, step, temperature, uncond, cfg_scale, rows, mask_id, method, top_k, top_p))
 
 
 __all__ = ["Draw", "sample_categorical"]

@@ -33,6 +33,8 @@ def guided_step(cond, uncond, x, history, coef, step, guidance, momentum, second
     bank = [x64, x0, *(h.double().flatten(1) for h in history)]
     made = []
     for row in rows[: 1 + second]:
-        mixed = sum((a * h for a, h in zip(row, bank, strict=False)), torch.zeros_like(x64))
+        mixed = torch.zeros_like(x64)
+        for weight, register in zip(row, bank, strict=False):
+            mixed = mixed + weight * register
         made.append(mixed.reshape(shape).to(x.dtype))
     return made[0], x0.reshape(shape).to(x.dtype), buffer, made[1] if second else None
