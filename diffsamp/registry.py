@@ -25,7 +25,7 @@ from .process import Process
 
 _BUILTIN = (
     "ddim", "euler", "heun", "dpmpp", "singlestep", "unipc", "deis", "ipndm", "sde_dpmpp", "ancestral", "er_sde",
-    "sa_solver", "dc", "dualfast",
+    "sa_solver", "dc", "dualfast", "all",
 )  # fmt: skip
 _solvers: dict[str, SolverInfo] = {}
 _plugin_errors: dict[str, str] = {}

@@ -11,6 +11,9 @@ from ..registry import Solver
 from ..registry import solver as by_name
 from .artifact import SHIPPED, Artifact, filename, find
 
+# Method of an artifact: the option of its transform that takes the values.
+_OPTION = {"dc": "ratios", "dualfast": "c", "all": "values"}
+
 
 def resolve(
     name: str,
@@ -25,22 +28,23 @@ def resolve(
     """The solver of ``name`` with calibrated values bound, where it is a transform that has none.
 
     Args:
-        name: registry name. ``dc-unipc``, ``dc(unipc)``, ``dualfast(ddim)`` are looked up; with values given, or
+        name: registry name. ``dc-unipc``, ``dualfast(ddim)``, ``all(unipc)`` are looked up; with values given, or
             without a transform, the name is taken as it is.
         model: name of the model in the artifact's file name.
         nfe, guidance_scale: of the run; a scale of None is refused where it is needed.
         sha256: the model's fingerprint; another than the artifact's gives a warning.
         folder: where artifacts are. None: the current folder, where ``diffsamp calibrate`` writes, then those shipped
             with the embedded models.
-        uncalibrated: accept ratio 1 (dc) or this project's default constant (dualfast) where there is no artifact.
+        uncalibrated: accept ratio 1 (dc), the base (all) or this project's default constant (dualfast) where there is
+            no artifact.
 
     Raises:
         DiffsampError: no artifact or setting; the message holds the command that makes one.
     """
     made = by_name(name)
-    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast"}.get(made.info.name)
+    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
     given = {key for key, _ in made.options}
-    if method is None or made.inner is None or given & {"ratios", "c"} or uncalibrated:
+    if method is None or made.inner is None or given & set(_OPTION.values()) or uncalibrated:
         return made
     if guidance_scale is None:
         raise DiffsampError(
@@ -50,8 +54,8 @@ def resolve(
     setting = artifact.setting(nfe, guidance_scale)
     artifact.warn_model(sha256)
     # The artifact also notes how the values were found; the solver needs what they mean.
-    meaning = {name: value for name, value in artifact.options.items() if name in ("k", "tau")}
-    options = {**dict(made.options), **meaning, "ratios" if method == "dc" else "c": setting.values}
+    meaning = {name: value for name, value in artifact.options.items() if name in made.info.options}
+    options = {**dict(made.options), **meaning, _OPTION[method]: setting.values}
     return replace(made, options=tuple(sorted(options.items())))
 
 

@@ -1,7 +1,7 @@
-"""DC-Solver in a benchmark: the name becomes the solver with the ratios of its artifact, or a clear refusal.
+"""Calibrated solvers in a benchmark: the name becomes the solver with the values of its artifact, or a clear refusal.
 
-Without ratios `dc(unipc)` is `unipc`, so a cell that ran it under the longer name would be a false label. DualFast has
-a default law of its own and is run as it is named.
+Without ratios `dc(unipc)` is `unipc`, and so is `all(unipc)` without its table: a cell that ran it under the longer
+name would be a false label. DualFast has a default law of its own and is run as it is named.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ def with_ratios(
     if name.startswith("diffusers:"):
         return name, None
     made = solver(name)
+    if made.info.name == "all" and made.inner is not None and "values" not in dict(made.options):
+        found = resolve(name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder)
+        return found.name, None  # a table brings its own levels, and refuses another start itself
     if made.info.name not in ("dc", "dc-unipc") or made.inner is None or "ratios" in dict(made.options):
         return name, None
     artifact = nearest(
         "dc", made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder
     )  # fmt: skip
-    found = resolve(
-        name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder
-    )  # fmt: skip
+    found = resolve(name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder)
     return found.name, artifact
 
 
