@@ -153,7 +153,7 @@ def guided_case(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]
     scheduler = DPMSolverMultistepScheduler(prediction_type="sample")
     scheduler.set_timesteps(20, device=device)
     middle = scheduler.timesteps[10]
-    guider.set_state(10, 20, middle)
+    guider.set_state(10, 20, middle)  # type: ignore[arg-type]
     scheduler.step(h1, scheduler.timesteps[9], x)
 
     def theirs(guide: Callable[..., Any]) -> Callable[[], Any]:

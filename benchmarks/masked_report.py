@@ -206,7 +206,7 @@ def plots(result: dict[str, Any], folder: Path) -> None:
         figure, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
         real = result["quality"][0]
         names = list(dict.fromkeys(r["sampler"] for r in result["quality"][1:]))
-        colours = plt.get_cmap("tab20").colors
+        colours = plt.get_cmap("tab20")(range(20))
         for axis, key, label in zip(
             axes,
             ("gen_perplexity", "entropy"),

@@ -18,8 +18,9 @@ def table(nfe: int = 5, scale: float = 3.0) -> tuple[float, ...]:
 def pictures(pipe, steps: int = 5) -> np.ndarray:
     generators = [torch.Generator().manual_seed(i) for i in range(10)]
     return pipe(
-        class_labels=list(range(10)), num_inference_steps=steps, guidance_scale=3.0, generator=generators, output_type="np"
-    ).images
+        class_labels=list(range(10)), num_inference_steps=steps, guidance_scale=3.0, generator=generators,
+        output_type="np",
+    ).images  # fmt: skip
 
 
 @pytest.fixture(scope="module")
