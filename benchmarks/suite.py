@@ -92,7 +92,7 @@ def choose(cells: list[Cell], artifacts: Path) -> tuple[list[Cell], list[str]]:
             set_solver(pipe, made, config)
             pipe.scheduler.set_timesteps(steps_for(pipe.scheduler, cell.nfe))
         except DiffsampError as error:
-            why = "no calibrated ratios" if "artifact" in str(error) else "it needs more calls"
+            why = "no calibrated values" if "artifact" in str(error) else "it needs more calls"
             short.setdefault((cell.solver, why), []).append(str(cell.nfe))
             continue
         plan = None if cell.solver.startswith("diffusers:") else pipe.scheduler.plan.fingerprint

@@ -51,7 +51,7 @@ def test_one_table_is_run_once_and_what_is_left_out_is_told(suite, tmp_path):
     assert [c.solver for c in kept] == ["unipc", "dpmpp-1m", "ddim"]
     assert notes == [
         "`euler` at 4 calls is `dpmpp-1m`, row for row; it ran once.",
-        "`dc` at 4 calls is left out: no calibrated ratios.",
+        "`dc` at 4 calls is left out: no calibrated values.",
         "`diffusers:PNDMScheduler` at 4 calls is left out: it needs more calls.",
     ]
 
