@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -62,8 +63,9 @@ CALIBRATED = {
 DEFAULTS = {"dualfast(ddim) default": "ddim", "dualfast(dpmpp-2m) default": "dpmpp-2m"}
 STARTED = ("heun", "dpmpp-2m", "unipc")
 KINDS = ("teleport", "one large step", "mean only", "white")
-# The paper's grid: EDM's 18 levels from sigma 80 (rho 7), of which the first few are dropped.
-PAPER_STEPS, PAPER_TOP, DROPPED = 18, 80.0, (3, 4, 6)
+# The paper's grid: EDM's levels from sigma 80 (rho 7), 18 of them there; those above the start that the rule gives are
+# dropped.
+PAPER_TOP, PAPER_STEPS, WHOLE_STEPS, TAIL_STEPS = 80.0, 18, (8, 10, 12, 15, 18), (9, 12, 15, 18)
 # What is worth a Fréchet distance, in the order of interest: (method, calls).
 WORTH = (
     ("all on unipc", 5), ("UniPC-2", 10), ("DPM-Solver++ 2M", 10), ("unipc on a calibrated grid", 5),
@@ -109,10 +111,14 @@ class Bench:
 
     def top(self, part: str) -> Level:
         """Where the start noise lives."""
-        return self.paper_grid().levels[0] if part == "paper" else grid("linspace", self.model.process, 5).levels[0]
+        return self.paper_grid(18).levels[0] if part == "paper" else grid("linspace", self.model.process, 5).levels[0]
 
-    def paper_grid(self) -> Grid:
-        return grid("karras", self.model.process, PAPER_STEPS, sigma_max=PAPER_TOP)
+    def paper_grid(self, steps: int) -> Grid:
+        return grid("karras", self.model.process, steps, sigma_max=PAPER_TOP)
+
+    def start(self, scale: float) -> float | None:
+        """sigma/alpha down to which the rule lets a run be teleported."""
+        return None if self.stats is None else self.stats.key["start_by_guidance_scale"].get(f"{scale:g}")
 
     @cache  # noqa: B019
     def goal(self, part: str, scale: float) -> torch.Tensor:
@@ -158,7 +164,7 @@ class Bench:
                 return solver(inner)(process, artifact.levels(process, cell.nfe, cell.scale)), "noise"
             return artifact.apply(solver(inner)(process, base), cell.scale), "noise"
         name, kind = cell.method.split(", ")
-        start = None if self.stats is None else self.stats.key["start_by_guidance_scale"].get(f"{cell.scale:g}")
+        start = self.start(cell.scale)
         if start is None:
             return None
         low = process.level(start)
@@ -184,13 +190,14 @@ class Bench:
         rest = solver("heun")(process, below)
         return Plan((*euler.rows, *rest.rows), process, Grid(process, (first, *below.levels)), order=1), "noise"
 
-    def paper_plan(self, cell: Cell) -> tuple[Plan, str]:
-        name, kind, *dropped = cell.method.split(", ")
-        whole = self.paper_grid()
-        if kind == "whole grid":
+    def paper_plan(self, cell: Cell) -> tuple[Plan, str] | None:
+        name, kind, size = cell.method.split(", ")
+        whole, start = self.paper_grid(int(size.split()[0])), self.start(cell.scale)
+        if kind == "whole":
             return solver(name)(self.model.process, whole), "noise"
-        below = whole.after(int(dropped[0].split()[0]))
-        return self.started(name, kind, whole.levels[0], below)
+        if start is None:
+            return None
+        return self.started(name, kind, whole.levels[0], teleport.start_grid(whole, start))
 
     def begin(self, kind: str, x: torch.Tensor, labels: torch.Tensor, scale: float, s: Level, t: Level) -> torch.Tensor:
         """The start at level t from the noise x at level s."""
@@ -286,7 +293,7 @@ def stock_plan(name: str, nfe: int) -> Plan:
     return Plan.from_scheduler(getattr(diffusers, kind)(**config, **spacing, **options), nfe)
 
 
-def cells(nfes: list[int], scales: list[float], samples: int, line4: int) -> Iterator[Cell]:
+def cells(bench: Bench, nfes: list[int], scales: list[float], samples: int, line4: int) -> Iterator[Cell]:
     """Everything, most wanted first. A cell with a Fréchet distance holds the trajectory error too."""
     rows, few = [*CALIBRATED, *STOCK, *DEFAULTS], [n for n in nfes if n in (5, 8)]
     started = [f"{name}, {kind}" for name in STARTED for kind in KINDS]
@@ -297,33 +304,36 @@ def cells(nfes: list[int], scales: list[float], samples: int, line4: int) -> Ite
     for scale in scales:
         yield from (Cell("table", m, n, scale) for n in few for m in ("all on unipc", "UniPC-2", "DPM-Solver++ 2M"))
     yield from fd(WORTH[:5], scales[0])
+    yield from fd(WORTH[:3], scales[1] if len(scales) > 1 else scales[0])
     for scale in scales:
-        yield from paper_cells(scale, PAPER_SEEDS)
+        yield from paper_cells(bench, scale, PAPER_SEEDS)
     for scale in scales:
         yield from (Cell("table", method, nfe, scale) for nfe in few for method in (*rows, *started))
     for nfe in (n for n in nfes if n not in few):
         yield from (Cell("table", method, nfe, scale) for scale in scales for method in rows)
-    for scale in scales[1:]:
-        yield from fd(WORTH[:3], scale)
     if samples:
-        yield from paper_cells(scales[0], samples // 2)
+        yield from paper_cells(bench, scales[0], samples // 2)
     yield from fd(WORTH[5:], scales[0])
+    for scale in scales[2:]:
+        yield from fd(WORTH[:3], scale)
     yield from fd(WORTH[:3], scales[0], line4)
     for nfe in (n for n in nfes if n not in few):
         yield from (Cell("table", method, nfe, scale) for scale in scales for method in started)
 
 
-def paper_cells(scale: float, count: int) -> Iterator[Cell]:
-    """The paper's grid, whole and without its first levels."""
-    for name in STARTED:
-        calls = 2 if name == "heun" else 1
-        yield Cell("paper", f"{name}, whole grid", calls * PAPER_STEPS - (calls - 1), scale, count)
-        for dropped in DROPPED if count == PAPER_SEEDS else DROPPED[1:2]:
-            left = calls * (PAPER_STEPS - dropped) - (calls - 1)
-            for kind in KINDS if dropped == DROPPED[1] else KINDS[:2]:
-                yield Cell(
-                    "paper", f"{name}, {kind}, {dropped} dropped", left + (kind == "one large step"), scale, count
-                )
+def paper_cells(bench: Bench, scale: float, count: int) -> Iterator[Cell]:
+    """The paper's grid, whole and from the rule's start; other controls and Fréchet distances at its own 18 levels."""
+    for name in STARTED[::-1]:
+        wanted = [("whole", n) for n in WHOLE_STEPS] + [(kind, n) for n in TAIL_STEPS for kind in KINDS[:2]]
+        if count > PAPER_SEEDS:
+            wanted = [("whole", PAPER_STEPS), *((kind, PAPER_STEPS) for kind in KINDS[:2])]
+        if count == PAPER_SEEDS or name == "unipc":
+            wanted += [(kind, PAPER_STEPS) for kind in KINDS[2:]]
+        for kind, size in wanted:
+            cell = Cell("paper", f"{name}, {kind}, {size} levels", 0, scale, count)
+            found = bench.plan(cell)
+            if found is not None:
+                yield replace(cell, nfe=found[0].nfe)
 
 
 def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
@@ -394,7 +404,7 @@ def paired(a: dict, b: dict) -> str:
     return f"{1000 * gap.mean():+.2f} ± {1000 * gap.std(ddof=1) / n**0.5:.2f}"
 
 
-def table(result: dict) -> str:
+def table(bench: Bench, result: dict) -> str:
     rows = result["rows"]
     mine = best_of(rows, "table")
     nfes = sorted({n for _, n, _ in mine})
@@ -438,37 +448,67 @@ def table(result: dict) -> str:
             real_floor = floor(samples)
             text = "-" if real_floor is None else f"{real_floor:.3f}"
             lines.append(f"| {scale:g} | {name} | {n} | {samples:,} | {value:.3f} | {text} |")
-    return "\n".join([*lines, "", *paper_table(rows)])
+    return "\n".join([*lines, "", *paper_table(bench, rows)])
 
 
-def paper_table(rows: list[dict]) -> list[str]:
+def calls_at(curve: list[tuple[int, float]], error: float) -> float | None:
+    """Calls at which a falling curve (calls, error) reaches ``error``, log-linear between its points; None outside."""
+    for (n, high), (m, low) in zip(curve, curve[1:], strict=False):
+        if low <= error <= high:
+            return n + (m - n) * (math.log(high / error) / math.log(high / low) if high > low else 0.0)
+    return None
+
+
+def paper_table(bench: Bench, rows: list[dict]) -> list[str]:
     mine = best_of(rows, "paper")
     if not mine:
         return []
     lines = [
         "## Teleportation on the paper's grid", "",
-        f"EDM's {PAPER_STEPS} levels from sigma {PAPER_TOP:g}, of which the first ones are dropped: calls, then the "
-        "trajectory error ×1000 as mean and (median); FD where it was measured.", "",
+        f"EDM's levels from sigma {PAPER_TOP:g}: whole, and without those above the start that the rule gives. Calls: "
+        f"trajectory error ×1000 as mean and (median), {PAPER_SEEDS} seeds; FD[fashion-cnn] of "
+        f"{FD_SAMPLES // 2} pictures where it was measured. Saved: against the calls at which the whole grid, "
+        "interpolated between its rows, has the same error (mean; median).", "",
     ]  # fmt: skip
     for scale in sorted({s for _, _, s in mine}):
-        lines += [f"### Guidance scale {scale:g}", "", "| solver | dropped | " + " | ".join(KINDS) + " |"]
-        lines += ["|---|---|" + "---|" * len(KINDS)]
+        start = bench.start(scale)
+        head = "" if start is None else f", start at sigma {start:.3g}"
+        lines += [f"### Guidance scale {scale:g}{head}", ""]
+        lines += ["| solver | levels | whole | " + " | ".join(KINDS) + " | saved by teleport | by the large step |"]
+        lines += ["|---|---|---|" + "---|" * (len(KINDS) + 2)]
         for name in STARTED:
-            by_method = {m: (n, row) for (m, n, s), row in mine.items() if s == scale and m.startswith(f"{name}, ")}
+            found = {
+                m.split(", ", 1)[1]: (n, row)
+                for (m, n, s), row in mine.items()
+                if s == scale and m.split(", ")[0] == name
+            }
 
-            def text(method: str, by_method=by_method) -> str:
-                if method not in by_method:
+            def text(key: str, found=found) -> str:
+                if key not in found:
                     return ""
-                n, row = by_method[method]
+                n, row = found[key]
                 fd = "".join(f"; FD {v:.3f}" for v in row["fd"].values())
                 return f"{n}: {1000 * row['error']:.2f} ({1000 * row['median']:.2f}){fd}"
 
-            if f"{name}, whole grid" in by_method:
-                lines.append(f"| {name} | none | {text(f'{name}, whole grid')} |  |  |  |")
-            for dropped in DROPPED:
-                texts = [text(f"{name}, {kind}, {dropped} dropped") for kind in KINDS]
-                if any(texts):
-                    lines.append(f"| {name} | {dropped} | " + " | ".join(texts) + " |")
+            def saved(key: str, found=found) -> str:
+                if key not in found:
+                    return ""
+                n, row = found[key]
+                texts = []
+                for what in ("error", "median"):
+                    curve = sorted((c, r[what]) for k, (c, r) in found.items() if k.startswith("whole"))
+                    calls = calls_at(curve, row[what])
+                    below = bool(curve) and row[what] < curve[-1][1]
+                    texts.append(
+                        f"{1 - n / calls:.0%}" if calls else (f"over {1 - n / curve[-1][0]:.0%}" if below else "-")
+                    )
+                return "; ".join(texts)
+
+            for size in sorted({*WHOLE_STEPS, *TAIL_STEPS}):
+                keys = [f"{kind}, {size} levels" for kind in ("whole", *KINDS)]
+                if any(key in found for key in keys):
+                    cells_of = " | ".join([*map(text, keys), saved(keys[1]), saved(keys[2])])
+                    lines.append(f"| {name} | {size} | {cells_of} |")
         lines.append("")
     return lines
 
@@ -523,7 +563,7 @@ def main() -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(Path(folder), reference_steps=30, seeds=8)
-            todo = [replace(c, samples=8) for c in cells([5], [1.0], 0, 0) if c.part == "table"]
+            todo = [replace(c, samples=8) for c in cells(bench, [5], [1.0], 0, 0) if c.part == "table"]
             work(bench, iter(todo), float("inf"))
             finish(bench, args)
         return
@@ -532,7 +572,7 @@ def main() -> None:
     if not args.table_only:
         nfes = [int(v) for v in args.nfe.split(",")]
         scales = [float(v) for v in args.guidance_scale.split(",")]
-        work(bench, cells(nfes, scales, args.samples, args.line4), time.time() + 60 * args.minutes)
+        work(bench, cells(bench, nfes, scales, args.samples, args.line4), time.time() + 60 * args.minutes)
     if not args.no_table:
         finish(bench, args)
 
@@ -543,7 +583,7 @@ def finish(bench: Bench, args: argparse.Namespace) -> None:
         "model_sha256": bench.model.sha256, "seeds": bench.seeds, "rows": collected(bench),
         "torch": torch.__version__, "machine": f"{platform.machine()}, 1 thread", "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-    text = table(result)
+    text = table(bench, result)
     print(json.dumps(result) if args.json else text)
     if not args.quick:
         args.out.mkdir(parents=True, exist_ok=True)
