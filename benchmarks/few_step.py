@@ -278,7 +278,7 @@ def floor(samples: int) -> float | None:
     """FD of as many real training pictures to the same test pictures."""
     from diffsamp import models
 
-    return models.config("fashion-reference")["floor"].get(str(samples))
+    return models.reference()[1]["floor"].get(str(samples))
 
 
 @cache
