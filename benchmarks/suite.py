@@ -106,6 +106,18 @@ def choose(cells: list[Cell], artifacts: Path) -> tuple[list[Cell], list[str]]:
     return kept, notes
 
 
+def finished(cells: list[Cell], root: Path) -> tuple[list[Cell], list[str]]:
+    """The cells whose chunks are all there, and a note on the others."""
+    kept, missing = [], {}
+    for cell in cells:
+        folder = root / "cells" / cell.folder
+        if (folder / "run.json").is_file() and len((run := RunFolder.existing(folder)).present()) == run.count:
+            kept.append(cell)
+        else:
+            missing.setdefault(cell.nfe, []).append(f"`{cell.solver}`")
+    return kept, [f"Not run at {nfe} calls: {', '.join(names)}." for nfe, names in missing.items()]
+
+
 def probe(root: Path, folder: str) -> list[float]:
     """The mean of the first features over the first chunk."""
     arrays, _ = read_chunk(root / "cells" / folder, 0)
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument("--nfe", type=int, nargs="+", help="network calls")
     parser.add_argument("--solvers", nargs="+", help="solver names")
     parser.add_argument("--out", type=Path, default=Path("runs/suite"), help="run folder (resumed if it is there)")
+    parser.add_argument("--finished", action="store_true", help="measure the cells that are finished, run no other")
     parser.add_argument("--write", action="store_true", help="write the results that benchmarks/results/ holds")
     args = parser.parse_args()
     name = "quick" if args.quick else args.run
@@ -254,6 +267,9 @@ def main() -> None:
         sys.exit(1 if verify(json.loads(expected.read_text()), args.out / f"verify-{name}", args.cells) else 0)
     wanted = matrix(solvers_of(args.solvers or chosen["solvers"]), args.nfe or chosen["nfe"], [None])
     cells, notes = choose(wanted, ARTIFACTS)
+    if args.finished:
+        cells, left = finished(cells, args.out / name)
+        notes += left
     job = Bench(
         args.out / name, chosen=cells, n=args.n or chosen["n"], metrics=METRICS, artifacts=str(ARTIFACTS),
         replicates=REPLICATES,
