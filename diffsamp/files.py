@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import DiffsampError
 
@@ -60,18 +61,32 @@ def write_whole(path: Path, data: bytes, *, overwrite: bool = False) -> None:
 def _fill(temporary: Path, data: bytes) -> None:
     """Write and sync the temporary file; without a name until it is whole where the file system can do that."""
     unnamed = _unnamed(temporary.parent)
-    with open(temporary if unnamed is None else unnamed, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        if unnamed is None:
-            return
-        folder = os.open(temporary.parent, os.O_RDONLY)
-        try:
-            # With ``dst_dir_fd`` the call follows the link in /proc to the file itself.
-            os.link(f"/proc/self/fd/{unnamed}", temporary.name, dst_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(folder)
+    if unnamed is not None:
+        with open(unnamed, "wb") as file:
+            _put(file, data)
+            if _named(unnamed, temporary):
+                return
+    with open(temporary, "wb") as file:
+        _put(file, data)
+
+
+def _put(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _named(descriptor: int, path: Path) -> bool:
+    """Give the open file without a name this one; False where the file system has no links."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        # With ``dst_dir_fd`` the call follows the link in /proc to the file itself.
+        os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+    return True
 
 
 def _unnamed(folder: Path) -> int | None:

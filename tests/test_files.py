@@ -41,7 +41,7 @@ def test_a_name_that_is_taken_while_the_file_is_written_is_not_replaced(tmp_path
 
 
 def test_a_file_system_without_links_still_gets_the_file(tmp_path, monkeypatch):
-    def refused(*_):
+    def refused(*_, **__):
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(files.os, "link", refused)
