@@ -212,14 +212,14 @@ def save(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="5 rounds in place of 25")
+    parser.add_argument("--quick", action="store_true", help="5 rounds in place of 60")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/step_cost.{md,json}")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
-    found = report(5 if options.quick else 25, options.device)
+    found = report(5 if options.quick else 60, options.device)
     print(json.dumps(found, indent=1) if options.json else table(found))
     if options.save:
         folder = Path(__file__).resolve().parent / "results"

@@ -232,10 +232,11 @@ def step(
             raise DiffsampError(f"noise: row {state.index} of {plan.solver or 'the plan'} draws noise and got none")
         fresh = noise if noise.dtype == x.dtype else noise.to(x.dtype)
     bank: dict[str, torch.Tensor] = {"input": x, "raw": raw}
-    for j, m in enumerate(state.history[: plan.depth - 1]):
+    index, older, pin = state.index, state.history[: plan.depth - 1], state.pin
+    for j, m in enumerate(older):
         bank[f"m{j + 1}"] = m
-    if state.pin is not None:
-        bank["pin"] = state.pin
+    if pin is not None:
+        bank["pin"] = pin
     if state.noise is not None:
         bank["old_noise"] = state.noise
     if fresh is not None:
@@ -245,23 +246,25 @@ def step(
     following = None
     m0: torch.Tensor | None = raw if (p == 0.0 and q == 1.0) or not needed else None
     if program.one_pass is not None and direct is not None and fused.wanted(x, raw):
-        weights, older = program.one_pass
-        done = fused.advance(x, raw, [(bank[n], w) for n, w in older], weights, None if m0 is not None else (p, q))
+        # Where the caller has let go of the state, its retired outputs are freed here and their memory, still in the
+        # cache, is what the new ones are written to.
+        del state
+        weights, rest = program.one_pass
+        done = fused.advance(x, raw, [(bank[n], w) for n, w in rest], weights, None if m0 is not None else (p, q))
         if done is not None:
             m0, following = done[0] if m0 is None else m0, done[1]
     if m0 is None:
         m0 = raw * q if p == 0.0 else two(x, p, raw, q)
     bank["m0"] = m0
-    history = (m0, *state.history[: plan.depth - 1])
-    pin = m0 if program.keep_pin else state.pin
-    if pin is not None:
-        bank["pin"] = pin
+    history = (m0, *older)
+    if program.keep_pin:
+        pin = bank["pin"] = m0
     kept = history if plan.depth > 1 else ()
     committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
     if direct is not None:
         following = combine(direct, bank) if following is None else following
         committed = following if program.commit is None else (program.commit, bank)
-        return State(state.index + 1, following, committed, kept, pin, fresh)
+        return State(index + 1, following, committed, kept, pin, fresh)
     bank["base"] = state.base
     if program.correct is not None:
         bank["base"] = combine(program.correct, bank)
@@ -271,7 +274,7 @@ def step(
         kept = history if plan.depth > 1 else ()
     following = combine(program.advance, bank)
     committed = following if program.correct is None else bank["base"]
-    return State(state.index + 1, following, committed, kept, pin, fresh)
+    return State(index + 1, following, committed, kept, pin, fresh)
 
 
 def sample(

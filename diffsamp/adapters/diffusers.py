@@ -484,7 +484,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             output = x0 if plan.form == "x0" else (state.input - level.alpha * x0) / level.sigma
             converted = True
         noise = self._noise(state, row, generator) if row.uses_noise else None
-        self._state = engine.step(plan, state, output, noise, prediction=self._prediction, converted=converted)
+        # Handed over, not lent: the step can then free what it retires. If it fails, the history is empty afterwards.
+        handed, self._state = [state], None
+        del state
+        self._state = engine.step(
+            plan, handed.pop(), output, noise, prediction=self._prediction, converted=converted
+        )  # fmt: skip
         self._step_index = index + 1
         following = self._state.input.to(sample.dtype)
         self._returned = following
