@@ -72,6 +72,10 @@ def test_verdicts_follow_the_paired_interval(suite, ours, spread, verdict):
     assert ("▼" in rows["`unipc`"]) == (verdict == "we lose") and "▼" in rows["`ddim`"]
     assert "▼" not in rows["diffusers Ddim"]  # the mark is for ours
     assert table.count("**") == 2  # one best
+    found["cells"][2]["solver"] = "diffusers:UniPCMultistepScheduler"
+    line = suite.pairs(found, drawn).splitlines()[-1]
+    assert line.startswith("| `unipc` against UniPCMultistep | ")
+    assert ("▼" in line, "**" in line) == (verdict == "we lose", verdict == "we win")
 
 
 def test_a_cell_with_pictures_that_are_not_finite_is_named_and_never_best(suite):

@@ -18,7 +18,7 @@ def write_png(results: dict[str, Any], path: Path, metric: str | None = None) ->
     Of many solvers the best few are drawn, half of them stock schedulers where there are that many.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FixedLocator, MaxNLocator
 
     name = metric or metric_names(results)[0]
     curves = _curves(results, name)
@@ -33,7 +33,7 @@ def write_png(results: dict[str, Any], path: Path, metric: str | None = None) ->
         stock = solver.startswith("diffusers:")
         shown = solver.replace("diffusers:", "diffusers ").replace("Scheduler", "")
         # Intervals of many curves at one place hide each other: each curve has its own small shift.
-        shift = 0.012 * (index - len(chosen) / 2) * (max(calls) - min(calls))
+        shift = 0.004 * (index - len(chosen) / 2) * (max(calls) - min(calls))
         axes.errorbar([c + shift for c in calls], values, yerr=spread, marker="s" if stock else "o", ms=4, lw=1.4,
                       ls="--" if stock else "-", capsize=2, elinewidth=0.8, label=shown)  # fmt: skip
     if name in LOWER_IS_BETTER and all(p[1][1] > 0 for solver in chosen for p in curves[solver]):
@@ -43,7 +43,8 @@ def write_png(results: dict[str, Any], path: Path, metric: str | None = None) ->
     floor = results["reference"]["floor"]
     if name == "fd" and floor:
         axes.axhline(floor, color="grey", lw=1, ls=":", label="floor (real against real)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    asked = sorted({cell["nfe"] for cell in results["cells"]})
+    axes.xaxis.set_major_locator(FixedLocator(asked) if len(asked) <= MOST else MaxNLocator(integer=True))
     told = f"best {len(chosen)} of {len(curves)} solvers" if len(chosen) < len(curves) else None
     axes.set(xlabel="network calls", ylabel=label(name, results))
     axes.grid(alpha=0.25, which="both")
