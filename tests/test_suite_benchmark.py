@@ -43,6 +43,7 @@ def test_every_run_names_solvers_that_exist_and_committed_figures(suite):
         if run["expected"] is not None:
             expected = json.loads((HOME / "results" / f"{run['expected']}.json").read_text())
             assert expected["cells"] and all(len(cell["probe"]) == suite.PROBE for cell in expected["cells"]), name
+            assert all(cell["n"] == run["n"] for cell in expected["cells"]), name
 
 
 def test_one_table_is_run_once_and_what_is_left_out_is_told(suite, tmp_path):
