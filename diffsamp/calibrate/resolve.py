@@ -42,9 +42,8 @@ def resolve(
         DiffsampError: no artifact or setting; the message holds the command that makes one.
     """
     made = by_name(name)
-    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
-    given = {key for key, _ in made.options}
-    if method is None or made.inner is None or given & set(_OPTION.values()) or uncalibrated:
+    method = _method(made)
+    if method is None or made.inner is None or uncalibrated:
         return made
     if guidance_scale is None:
         raise DiffsampError(
@@ -57,6 +56,27 @@ def resolve(
     meaning = {name: value for name, value in artifact.options.items() if name in made.info.options}
     options = {**dict(made.options), **meaning, _OPTION[method]: setting.values}
     return replace(made, options=tuple(sorted(options.items())))
+
+
+def _method(made: Solver) -> str | None:
+    """The kind of artifact that a solver lacks, or None."""
+    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
+    return None if {key for key, _ in made.options} & set(_OPTION.values()) else method
+
+
+def artifact_for(
+    name: str, *, model: str, nfe: int, guidance_scale: float, folder: str | os.PathLike[str] | None = None
+) -> Artifact | None:
+    """The artifact that :func:`resolve` takes the values of ``name`` from; None for a name that needs none.
+
+    Raises:
+        DiffsampError: there is none.
+    """
+    made = by_name(name)
+    method = _method(made)
+    if method is None or made.inner is None:
+        return None
+    return nearest(method, made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder)
 
 
 def nearest(

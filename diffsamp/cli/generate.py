@@ -96,16 +96,21 @@ def generate(
     solver_name = solver if solver is not None else ("sde-dpmpp-2m" if special else "unipc")
     from ..registry import solver as make_solver
 
-    named = make_solver(solver_name)
-    if named.info.transform:
-        from ..calibrate import resolve
+    artifact, scale = None, guidance_scale
+    if make_solver(solver_name).info.transform:
+        from ..calibrate.resolve import artifact_for, resolve
 
-        own = models.config(model)["guidance_scale"] if embedded else None
-        solver_name = resolve(
-            solver_name, model=Path(model).name, nfe=steps, uncalibrated=uncalibrated,
-            guidance_scale=own if guidance_scale is None else guidance_scale,
+        if scale is None and embedded:
+            scale = models.config(model)["guidance_scale"]
+        found = resolve(
+            solver_name, model=Path(model).name, nfe=steps, uncalibrated=uncalibrated, guidance_scale=scale,
             sha256=models.fingerprint(model) if embedded else None,
-        ).name  # fmt: skip
+        )  # fmt: skip
+        if not uncalibrated and scale is not None:
+            artifact = artifact_for(solver_name, model=Path(model).name, nfe=steps, guidance_scale=scale)
+        solver_name = found.name
+        if artifact is not None and artifact.method != "all" and grid is None:
+            grid = artifact.grid.split("/")[0]  # values belong to the noise levels that they were found on
     if grid is not None:
         from ..grids import grids
 
@@ -132,6 +137,8 @@ def generate(
         pipe = job.load()
         if embedded:
             pipe.scheduler.set_timesteps(steps)  # a grid that cannot be made is refused before anything is written
+            if artifact is not None and artifact.method != "all" and scale is not None:
+                artifact.check(pipe.scheduler.plan, artifact.setting(steps, scale))
     if dry_run:
         print(json.dumps({"model": model, "solver": solver_name, "steps": steps, "seeds": chosen, "out": str(folder)}))
         return

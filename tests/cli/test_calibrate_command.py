@@ -245,6 +245,16 @@ def test_generate_says_how_to_make_a_missing_artifact_and_takes_ratio_one_only_w
         name_of("--solver", "dc(ipndm)", "--steps", "5", "--guidance-scale", "1")
 
 
+def test_generate_takes_the_noise_levels_that_the_values_were_found_on_and_refuses_others():
+    wanted = ("generate", "--solver", "dc-unipc", "--steps", "5", "--guidance-scale", "3", "--seeds", "0")
+    assert "--grid linspace" in " ".join(run(*wanted, "--out", "made", command=build()).split())
+    with pytest.raises(DiffsampError, match="calibrated on the grid linspace/zero with 5 calls"):
+        run(*wanted, "--grid", "karras", "--out", "other", command=build())
+    assert not os.path.exists("other")
+    table = [w if w != "dc-unipc" else "all(unipc)" for w in wanted]
+    assert "values=" in run(*table, "--out", "table", command=build())
+
+
 def test_generate_finds_what_calibrate_wrote_in_this_folder_else_the_shipped_one(tmp_path, toy_artifact):
     wanted = ("--solver", "dc-unipc", "--steps", "8", "--guidance-scale", "2.25")
     with pytest.raises(DiffsampError, match="no setting for 8 calls"):
