@@ -518,6 +518,7 @@ def plot(result: dict, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogFormatter
 
     mine = best_of(result["rows"], "table")
     scales = sorted({s for _, _, s in mine})
@@ -530,12 +531,15 @@ def plot(result: dict, path: Path) -> None:
         for i, name in enumerate(shown):
             points = sorted((n, 1000 * r["error"]) for (m, n, s), r in mine.items() if m == name and s == scale)
             if points:
+                whole = name.startswith("all")
                 axis.plot(
-                    *zip(*points, strict=True), "--" if name in STOCK else "-", marker="o", ms=4, color=f"C{i}",
-                    label=name,
+                    *zip(*points, strict=True), "--" if name in STOCK else "-", marker="*" if whole else "o",
+                    ms=11 if whole else 4, color="black" if whole else f"C{i}", label=name,
                 )  # fmt: skip
         axis.set(title=f"guidance {scale:g}", xlabel="network calls", yscale="log")
         axis.grid(alpha=0.3, which="both")
+        for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            which(LogFormatter(minor_thresholds=(2, 1), labelOnlyBase=False))
     axes[0][0].set_ylabel("trajectory error ×1000")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
