@@ -24,8 +24,6 @@ sys.path.insert(0, str(Path(__file__).parent / "training"))
 from diffsamp import calibrate, teleport
 from diffsamp.calibrate.artifact import SHIPPED, Artifact, filename
 from diffsamp.errors import DiffsampError
-from diffsamp.grids import grid
-from diffsamp.registry import solver
 
 SCALES = (1.0, 3.0, 7.5)
 FEW = (4, 5, 6, 8, 10)
@@ -57,33 +55,15 @@ def statistics(model: calibrate.Model, data: str | None, folder: Path) -> Path:
     parts = zip(x.split(5000), y.split(5000), strict=True)
     key: dict = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
     stats = teleport.gather(parts, rank=96, key=key)
-    found = lowest_starts(model, stats)
+    choices = teleport.lowest_starts(stats, model, SCALES, tell=lambda line: print(line, file=sys.stderr))
+    for scale, choice in choices.items():
+        for ratio, gap, limit in choice.table:
+            print(f"guidance {scale:g}: sigma {ratio:.4g}, distance {gap:.3g}, solver's {limit:.3g}", file=sys.stderr)
+    found = {scale: choice.level.noise_to_signal for scale, choice in choices.items()}
     key["start_by_guidance_scale"] = {f"{scale:g}": value for scale, value in found.items()}
     # One number for every use: the strictest.
     start = max(found.values()) if len(found) == len(SCALES) else None
     return replace(stats, start=start, key=key).save(folder / "fashion-gaussian.safetensors")
-
-
-def lowest_starts(model: calibrate.Model, stats: teleport.Statistics) -> dict[float, float]:
-    """The rule of :func:`diffsamp.teleport.choose_start` at every guidance scale, on the paper's grid (EDM's 18 levels
-    from sigma 80) with UniPC; a scale where no level qualifies is left out."""
-    noise, classes = model.points(range(16))
-    steps = grid("karras", model.process, 18, sigma_max=80.0)
-    found = {}
-    for scale in SCALES:
-        try:
-            choice = teleport.choose_start(
-                stats, solver("unipc"), steps, model.guided(classes, scale), noise * steps.levels[0].sigma,
-                prediction=model.prediction, labels=classes, guidance_scale=scale,
-            )  # fmt: skip
-        except DiffsampError as error:
-            print(f"guidance {scale:g}: {error}", file=sys.stderr)
-            continue
-        for ratio, gap, limit in choice.table:
-            print(f"guidance {scale:g}: sigma {ratio:.4g}, distance {gap:.3g}, solver's {limit:.3g}", file=sys.stderr)
-        found[scale] = choice.level.noise_to_signal
-        print(f"guidance {scale:g}: runs can start at sigma/alpha {found[scale]:.4g}", file=sys.stderr)
-    return found
 
 
 def main() -> None:

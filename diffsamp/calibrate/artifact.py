@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DiffsampError
+from ..files import write_whole
 from ..grids import Grid
 from ..plan import Plan
 from ..process import Level
@@ -193,18 +193,8 @@ class Artifact:
             "settings": [{k: v for k, v in asdict(s).items() if k != "values"} for _, s in sorted(self.settings.items())],  # noqa: E501
         }  # fmt: skip
         content = save(tensors, metadata={"diffsamp": json.dumps(facts, sort_keys=True)})
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return target
+        write_whole(Path(path), content, overwrite=True)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Artifact:

@@ -41,59 +41,43 @@ def resolve(
     Raises:
         DiffsampError: no artifact or setting; the message holds the command that makes one.
     """
+    return resolve_with(
+        name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder,
+        uncalibrated=uncalibrated,
+    )[0]  # fmt: skip
+
+
+def resolve_with(
+    name: str,
+    *,
+    model: str,
+    nfe: int,
+    guidance_scale: float | None,
+    sha256: str | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    uncalibrated: bool = False,
+) -> tuple[Solver, Artifact | None]:
+    """:func:`resolve`, and the artifact that the values came from; None for a name that is taken as it is."""
     made = by_name(name)
-    method = _method(made)
-    if method is None or made.inner is None or uncalibrated:
-        return made
+    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
+    given = {key for key, _ in made.options}
+    if method is None or made.inner is None or given & set(_OPTION.values()) or uncalibrated:
+        return made, None
     if guidance_scale is None:
         raise DiffsampError(
             f"guidance_scale: is needed by {name}, whose values belong to one scale; give it, or take them uncalibrated"
         )
-    artifact = nearest(method, made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder)
+    artifact = _nearest(method, made.inner.name, model, folder, f"{nfe}/{guidance_scale:g}")
     setting = artifact.setting(nfe, guidance_scale)
     artifact.warn_model(sha256)
     # The artifact also notes how the values were found; the solver needs what they mean.
     meaning = {name: value for name, value in artifact.options.items() if name in made.info.options}
     options = {**dict(made.options), **meaning, _OPTION[method]: setting.values}
-    return replace(made, options=tuple(sorted(options.items())))
+    return replace(made, options=tuple(sorted(options.items()))), artifact
 
 
-def _method(made: Solver) -> str | None:
-    """The kind of artifact that a solver lacks, or None."""
-    method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
-    return None if {key for key, _ in made.options} & set(_OPTION.values()) else method
-
-
-def artifact_for(
-    name: str, *, model: str, nfe: int, guidance_scale: float, folder: str | os.PathLike[str] | None = None
-) -> Artifact | None:
-    """The artifact that :func:`resolve` takes the values of ``name`` from; None for a name that needs none.
-
-    Raises:
-        DiffsampError: there is none.
-    """
-    made = by_name(name)
-    method = _method(made)
-    if method is None or made.inner is None:
-        return None
-    return nearest(method, made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder)
-
-
-def nearest(
-    method: str,
-    inner: str,
-    *,
-    model: str,
-    nfe: int,
-    guidance_scale: float,
-    folder: str | os.PathLike[str] | None = None,
-) -> Artifact:
-    """The artifact in ``folder``, or the first of the known places whose artifact has the setting.
-
-    Raises:
-        DiffsampError: there is none.
-    """
-    setting = f"{nfe}/{guidance_scale:g}"
+def _nearest(method: str, inner: str, model: str, folder: str | os.PathLike[str] | None, setting: str) -> Artifact:
+    """The artifact in ``folder``, or the first of the known places whose artifact has the setting."""
     if folder is not None:
         return find(method, inner, model=model, folder=folder)
     own = Path.cwd()

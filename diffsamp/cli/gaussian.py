@@ -16,7 +16,6 @@ from ..errors import DiffsampError
 
 BATCH = 500
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-RULE_NOISES = 16
 
 
 def gaussian(
@@ -74,7 +73,8 @@ def gaussian(
     if rank is None and stats.eigenvalues.numel() > 96:
         stats = stats.truncated(96)
     if level == "auto":
-        starts = _measured(stats, found, scales)
+        choices = teleport.lowest_starts(stats, found, scales, tell=lambda line: print(line, file=sys.stderr))
+        starts = {f"{scale:g}": choice.level.noise_to_signal for scale, choice in choices.items()}
         # One number for every use: the strictest.
         level = max(starts.values()) if starts else None
         stats = replace(stats, key=stats.key | {"start_by_guidance_scale": starts})
@@ -190,31 +190,3 @@ def _arrays(path: Path, shape: tuple[int, ...] | None) -> Iterator[Any]:
     if labels is not None and len(labels) != len(x):
         raise DiffsampError(f"data: {path} has {len(labels)} labels for {len(x)} samples")
     yield from x.split(BATCH) if labels is None else zip(x.split(BATCH), labels.split(BATCH), strict=True)
-
-
-def _measured(stats: Any, model: Any, scales: list[float]) -> dict[str, float]:
-    """Where the rule lets runs start, by guidance scale, on the paper's grid (18 levels of EDM) with UniPC.
-
-    A scale at which no level qualifies is left out, with a line on stderr. Without class statistics only scale 1 has a
-    map without network calls.
-    """
-    from ..grids import grid
-    from ..registry import solver
-    from ..teleport import choose_start
-
-    noise, labels = model.points(range(RULE_NOISES))
-    levels = grid("karras", model.process, 18, sigma_max=min(80.0, model.process.noise_to_signal_range[1]))
-    classes = labels if stats.class_means is not None else None
-    found = {}
-    for scale in scales if classes is not None else [1.0]:
-        try:
-            choice = choose_start(
-                stats, solver("unipc"), levels, model.guided(labels, scale), noise * levels.levels[0].sigma,
-                prediction=model.prediction, labels=classes, guidance_scale=scale,
-            )  # fmt: skip
-        except DiffsampError as error:
-            print(f"guidance {scale:g}: {error}", file=sys.stderr)
-            continue
-        found[f"{scale:g}"] = choice.level.noise_to_signal
-        print(f"guidance {scale:g}: runs can start at sigma/alpha {found[f'{scale:g}']:.4g}", file=sys.stderr)
-    return found

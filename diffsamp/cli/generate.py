@@ -98,16 +98,14 @@ def generate(
 
     artifact, scale = None, guidance_scale
     if make_solver(solver_name).info.transform:
-        from ..calibrate.resolve import artifact_for, resolve
+        from ..calibrate.resolve import resolve_with
 
         if scale is None and embedded:
             scale = models.config(model)["guidance_scale"]
-        found = resolve(
+        found, artifact = resolve_with(
             solver_name, model=Path(model).name, nfe=steps, uncalibrated=uncalibrated, guidance_scale=scale,
             sha256=models.fingerprint(model) if embedded else None,
         )  # fmt: skip
-        if not uncalibrated and scale is not None:
-            artifact = artifact_for(solver_name, model=Path(model).name, nfe=steps, guidance_scale=scale)
         solver_name = found.name
         if artifact is not None and artifact.method != "all" and grid is None:
             grid = artifact.grid.split("/")[0]  # values belong to the noise levels that they were found on

@@ -19,23 +19,18 @@ def with_ratios(
 
     Raises DiffsampError for a missing artifact or setting; the message holds the command that makes one.
     """
-    from diffsamp.calibrate import resolve
-    from diffsamp.calibrate.resolve import nearest
+    from diffsamp.calibrate.resolve import resolve_with
     from diffsamp.registry import solver
 
-    if name.startswith("diffusers:"):
+    if name.startswith("diffusers:") or solver(name).info.name == "dualfast":
         return name, None
-    made = solver(name)
-    if made.info.name == "all" and made.inner is not None and "values" not in dict(made.options):
-        found = resolve(name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder)
-        return found.name, None  # a table brings its own levels, and refuses another start itself
-    if made.info.name not in ("dc", "dc-unipc") or made.inner is None or "ratios" in dict(made.options):
-        return name, None
-    artifact = nearest(
-        "dc", made.inner.name, model=model, nfe=nfe, guidance_scale=guidance_scale, folder=folder
+    made, artifact = resolve_with(
+        name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder
     )  # fmt: skip
-    found = resolve(name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder)
-    return found.name, artifact
+    if artifact is None:
+        return name, None
+    # A table brings its own levels, and refuses another start itself.
+    return made.name, None if artifact.method == "all" else artifact
 
 
 def check_grid(name: str, artifact: Any, scheduler: Any, nfe: int, guidance_scale: float) -> None:

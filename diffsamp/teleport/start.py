@@ -8,8 +8,9 @@ larger. Refused below 5 standard deviations of the data (fidelity to the same ru
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from .maps import gaussian_map
 from .statistics import Statistics
 
 FIDELITY, DISTRIBUTION = 5.0, 3.5
+RULE_NOISES = 16
 
 
 @dataclass(frozen=True)
@@ -148,3 +150,36 @@ def choose_start(
             "than the solver); start at the top, or take more steps there"
         )
     return Choice(*found, tuple(table))
+
+
+def lowest_starts(
+    stats: Statistics, model: Any, scales: Sequence[float], *, tell: Callable[[str], None] = lambda line: None
+) -> dict[float, Choice]:
+    """:func:`choose_start` by guidance scale, on the paper's grid (18 levels of EDM from sigma 80) with UniPC.
+
+    A scale at which no level qualifies is left out. Without class statistics only scale 1 has a map without network
+    calls, so only that is measured.
+
+    Args:
+        model: a :class:`diffsamp.calibrate.Model`.
+        tell: is given one line for every scale.
+    """
+    from ..grids import grid
+    from ..registry import solver
+
+    noise, labels = model.points(range(RULE_NOISES))
+    levels = grid("karras", model.process, 18, sigma_max=min(80.0, model.process.noise_to_signal_range[1]))
+    classes = labels if stats.class_means is not None else None
+    found = {}
+    for scale in scales if classes is not None else [1.0]:
+        try:
+            found[scale] = choose_start(
+                stats, solver("unipc"), levels, model.guided(labels, scale), noise * levels.levels[0].sigma,
+                prediction=model.prediction, labels=classes, guidance_scale=scale,
+            )  # fmt: skip
+        except DiffsampError as error:
+            tell(f"guidance {scale:g}: {error}")
+        else:
+            ratio = found[scale].level.noise_to_signal
+            tell(f"guidance {scale:g}: runs can start at sigma/alpha {ratio:.4g}")
+    return found

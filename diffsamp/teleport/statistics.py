@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from ..calibrate.artifact import FORMAT, _digest, read, versions
 from ..errors import DiffsampError
+from ..files import write_whole
 
 EXACT_LIMIT = 3072  # largest dimension whose covariance is decomposed in full
 
@@ -101,14 +101,9 @@ class Statistics:
             "count": self.count, "within_residual": None if self.within is None else self.within[2], "key": self.key,
             "start": self.start, "digest": _digest(arrays), "versions": versions(),
         }  # fmt: skip
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(save(arrays, metadata={"diffsamp": json.dumps(facts, sort_keys=True)}))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-        return target
+        content = save(arrays, metadata={"diffsamp": json.dumps(facts, sort_keys=True)})
+        write_whole(Path(path), content, overwrite=True)
+        return Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> Statistics:

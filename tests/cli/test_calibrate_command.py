@@ -113,7 +113,7 @@ def test_gaussian_of_an_array_and_its_measured_start(tmp_path, monkeypatch):
     # A law that is not the model's: the rule may or may not find a level, and says which.
     x = torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 0.1 - 0.8
     np.savez(tmp_path / "x.npz", x=x.numpy())
-    monkeypatch.setattr("diffsamp.cli.gaussian.RULE_NOISES", 2)
+    monkeypatch.setattr("diffsamp.teleport.start.RULE_NOISES", 2)
     text = run("gaussian", "--data", tmp_path / "x.npz", "--out", "g.safetensors")
     stats = teleport.load("g.safetensors")
     assert stats.eigenvalues.shape == (96,) and stats.residual > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import diffusers
 import pytest
 import tiny_pipelines
 import torch
@@ -11,17 +10,6 @@ import diffsamp
 
 STEPS = 4
 SOLVERS = sorted(diffsamp.registry.solvers())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()
-    yield
-    diffusers.utils.logging.set_verbosity(level)
-    torch.set_num_threads(threads)
 
 
 def evaluations(name: str) -> int:

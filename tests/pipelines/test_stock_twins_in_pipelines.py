@@ -11,7 +11,6 @@ from typing import Any
 import diffusers
 import pytest
 import tiny_pipelines
-import torch
 from stock_twins import STEPS, TOLERANCE, distance, explicit, fed, outputs
 
 import diffsamp
@@ -25,17 +24,6 @@ EULER = ("euler", "euler-ancestral", "heun")
 # These pipelines start from unit noise whatever ``init_noise_sigma`` says, and two of them never scale the network's
 # input, so the stock Euler family runs wrongly there.
 UNSCALED = ("dit", "ddpm", "ddim")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quiet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    level = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()
-    yield
-    diffusers.utils.logging.set_verbosity(level)
-    torch.set_num_threads(threads)
 
 
 def of_kind(*kinds: str) -> list[str]:
