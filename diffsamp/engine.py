@@ -8,7 +8,7 @@ State is passed in and out, so one plan serves any number of runs at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,9 +28,11 @@ class Program:
     ``correct``, ``rewrite`` and ``advance`` are the row as written. ``direct`` is the next input written over
     ``input``, ``raw`` and older outputs only: the conversion of the prediction and the new base are substituted on the
     host, in float64. That saves passes over the tensors, and in the epsilon form near alpha = 0 large coefficients
-    cancel here and not in the tensors. ``one_pass`` is the same as (weight of ``input``, weight of ``raw``) and the
-    rest, where a compiled loop can take it. ``commit`` is the new base over ``input`` and outputs, applied when asked
-    for. They are None where the old base cannot be expressed.
+    cancel here and not in the tensors. ``one_pass`` is the same as (weights of ``input``, ``raw`` and the rest, where
+    the rest stands), where a compiled loop can take it. ``commit`` is the new base over ``input`` and outputs, applied
+    when asked for; ``restore`` is the same over the registers after the row, so that the old input need not be kept.
+    They are None where the base cannot be expressed. ``retires`` says that the oldest output that the row reads is the
+    run's own and is not read again, so that the new one may be written over it.
     """
 
     level: Level
@@ -40,9 +42,11 @@ class Program:
     advance: Terms
     direct: Terms | None
     commit: Terms | None
-    one_pass: tuple[tuple[float, float], Terms] | None
+    restore: Terms | None
+    one_pass: tuple[tuple[float, ...], tuple[int, ...]] | None
     keep_pin: bool
     uses_noise: bool
+    retires: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ class State:
     Attributes:
         index: rows done; the next network call is row ``index``.
         input: what the network is to be evaluated at, in float32 or better, shape (batch, ...).
-        committed: last committed sample, or what to combine to get it; read it as ``base``.
+        committed: last committed sample, or the terms to combine to get it and the registers that they are over (None:
+            this state's own); read it as ``base``.
         history: outputs m in the plan's form, newest first.
         pin: the output kept for good, or None.
         noise: the noise of the last row, or None.
@@ -60,7 +65,7 @@ class State:
 
     index: int
     input: torch.Tensor
-    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
+    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor] | None]
     history: tuple[torch.Tensor, ...] = ()
     pin: torch.Tensor | None = None
     noise: torch.Tensor | None = None
@@ -68,7 +73,12 @@ class State:
     @property
     def base(self) -> torch.Tensor:
         """The last committed sample."""
-        return combine(*self.committed) if isinstance(self.committed, tuple) else self.committed
+        if not isinstance(self.committed, tuple):
+            return self.committed
+        terms, bank = self.committed
+        if bank is None:
+            bank = {"input": self.input, **{f"m{j}": m for j, m in enumerate(self.history)}}
+        return combine(terms, bank)
 
     def gather(self, index: torch.Tensor) -> State:
         """The state of the samples ``index`` (resampling): every register is gathered along the batch axis."""
@@ -94,9 +104,33 @@ def programs(plan: Plan, prediction: str) -> tuple[Program, ...]:
     if prediction not in cache:
         made = []
         for i, row in enumerate(plan.rows):
-            made.append(_compile(row, plan.conversion(i, prediction), _base_over_bank(plan, i)))
+            made.append(_compile(row, plan.conversion(i, prediction), _base_over_bank(plan, i), _restored(row, plan.depth)))
+        for i in range(plan.depth - 1, len(made)):
+            made[i] = replace(made[i], retires=_retires(made[i], made[i - plan.depth + 1], plan.depth))
         cache[prediction] = tuple(made)
     return cache[prediction]
+
+
+def _retires(program: Program, made_in: Program, depth: int) -> bool:
+    """``made_in``: the row whose output is the oldest that a plan of this depth reads in ``program``."""
+    if program.one_pass is None or program.one_pass[1][-1:] != (depth - 2,):
+        return False
+    # A conversion that is none keeps the network's own tensor, a rewriting may keep another register.
+    if (0.0, 1.0) in (program.convert, made_in.convert) or made_in.rewrite is not None:
+        return False
+    reads = program.restore if program.commit is not None else ()
+    return reads is not None and f"m{depth - 1}" not in dict(reads)
+
+
+def _restored(row: Row, depth: int) -> Terms | None:
+    """The base after a row over ``input`` and outputs as they are then, newest ``m0``; None where that loses digits."""
+    last = row.advance
+    if row.correct is None or last.input or last.pin or last.noise or last.old_noise or abs(last.base) < 0.1:
+        return None
+    outputs = [(f"m{j}", -weight / last.base) for j, weight in enumerate(last.m) if weight != 0.0]
+    if outputs and depth == 1:  # no output is kept
+        return None
+    return (("input", 1.0 / last.base), *outputs)
 
 
 def _base_over_bank(plan: Plan, i: int) -> Mix | None:
@@ -126,7 +160,10 @@ def _put_base(mix: Mix, base: Mix) -> Mix:
     )  # fmt: skip
 
 
-def _compile(row: Row, convert: tuple[float, float], base: Mix | None) -> Program:
+_PLACES = {"pin": -1, "noise": -2, "old_noise": -3}
+
+
+def _compile(row: Row, convert: tuple[float, float], base: Mix | None, restore: Terms | None) -> Program:
     """``base``: the base at the start of the row as a mix of the bank, where it is one."""
     direct = commit = one_pass = None
     if base is not None and row.rewrite is None:
@@ -143,11 +180,12 @@ def _compile(row: Row, convert: tuple[float, float], base: Mix | None) -> Progra
         # A pin that is set in this row is the converted output, which the loop has not read.
         if len(weight) > 1 and not (row.keep_pin and "pin" in weight):
             near = (weight.pop("input", 0.0), weight.pop("raw", 0.0))
-            one_pass = (near, tuple(weight.items()))
+            places = tuple(_PLACES[name] if name in _PLACES else int(name[1:]) - 1 for name in weight)
+            one_pass = ((*near, *weight.values()), places)
     return Program(
         row.level, convert, None if row.correct is None else tuple(row.correct.terms()),
         None if row.rewrite is None else tuple(Mix(m=row.rewrite).terms()), tuple(row.advance.terms()), direct, commit,
-        one_pass, row.keep_pin, row.uses_noise,
+        restore, one_pass, row.keep_pin, row.uses_noise,
     )  # fmt: skip
 
 
@@ -205,6 +243,7 @@ def step(
     *,
     prediction: str = "sample",
     converted: bool = False,
+    donate: bool = False,
 ) -> State:
     """Apply row ``state.index``.
 
@@ -213,57 +252,67 @@ def step(
         noise: fresh unit noise; needed in rows that use it.
         prediction: ``epsilon``, ``sample`` (x0), ``v_prediction``, ``flow_prediction`` or ``edm``.
         converted: ``output`` is already in the plan's form.
+        donate: nobody reads ``state`` or an older one again; outputs that the run itself made and that the row retires
+            may be written over.
 
     Raises:
         DiffsampError: the plan is at its end, or noise is missing.
     """
-    if state.index >= len(plan.rows):
+    index = state.index
+    if index >= len(plan.rows):
         raise DiffsampError(f"state: the plan has {len(plan.rows)} rows and all are done")
-    program = programs(plan, prediction)[state.index]
+    program = programs(plan, prediction)[index]
     x = state.input
-    raw = output if output.dtype == x.dtype else output.to(x.dtype)
-    p, q = (0.0, 1.0) if converted else program.convert
+    raw = output if output.dtype is x.dtype else output.to(x.dtype)
     # A base that somebody put in place of the run's own is not what the direct terms assume.
-    own = isinstance(state.committed, tuple) or state.committed is x
-    direct = program.direct if own and not converted else None
+    direct = program.direct if not converted and (state.committed is x or type(state.committed) is tuple) else None
     fresh = None
     if program.uses_noise:
         if noise is None:
-            raise DiffsampError(f"noise: row {state.index} of {plan.solver or 'the plan'} draws noise and got none")
-        fresh = noise if noise.dtype == x.dtype else noise.to(x.dtype)
-    bank: dict[str, torch.Tensor] = {"input": x, "raw": raw}
-    index, older, pin = state.index, state.history[: plan.depth - 1], state.pin
-    for j, m in enumerate(older):
-        bank[f"m{j + 1}"] = m
-    if pin is not None:
-        bank["pin"] = pin
-    if state.noise is not None:
-        bank["old_noise"] = state.noise
-    if fresh is not None:
-        bank["noise"] = fresh
+            raise DiffsampError(f"noise: row {index} of {plan.solver or 'the plan'} draws noise and got none")
+        fresh = noise if noise.dtype is x.dtype else noise.to(x.dtype)
+    depth = plan.depth
+    older, pin, old_noise = state.history[: depth - 1], state.pin, state.noise
+    p, q = (0.0, 1.0) if converted else program.convert
     # Without a history only the direct terms are read.
-    needed = direct is None or plan.depth > 1 or program.keep_pin or program.commit is not None
+    unread = direct is not None and depth == 1 and not program.keep_pin and program.commit is None
+    m0: torch.Tensor | None = raw if unread or (p == 0.0 and q == 1.0) else None
     following = None
-    m0: torch.Tensor | None = raw if (p == 0.0 and q == 1.0) or not needed else None
-    if program.one_pass is not None and direct is not None and fused.wanted(x, raw):
+    if direct is not None and program.one_pass is not None and fused.wanted(x, raw):
         # Where the caller has let go of the state, its retired outputs are freed here and their memory, still in the
         # cache, is what the new ones are written to.
         del state
-        weights, rest = program.one_pass
-        done = fused.advance(x, raw, [(bank[n], w) for n, w in rest], weights, None if m0 is not None else (p, q))
+        weights, places = program.one_pass
+        others = [older[j] if j >= 0 else (old_noise, fresh, pin)[j] for j in places]
+        over = donate and program.retires and m0 is None and others[-1] is not pin
+        done = fused.advance(x, raw, others, weights, None if m0 is not None else (p, q), over)
         if done is not None:
             m0, following = done[0] if m0 is None else m0, done[1]
+            if over and m0 is others[-1]:
+                older = older[:-1]
     if m0 is None:
         m0 = raw * q if p == 0.0 else two(x, p, raw, q)
-    bank["m0"] = m0
     history = (m0, *older)
+    kept = history if depth > 1 else ()
+    if following is not None and program.commit is None:
+        return State(index + 1, following, following, kept, m0 if program.keep_pin else pin, fresh)
+    if following is not None and program.restore is not None:
+        return State(index + 1, following, (program.restore, None), kept, m0 if program.keep_pin else pin, fresh)
+    bank = {"input": x, "raw": raw}
+    for j, m in enumerate(history):
+        bank[f"m{j}"] = m
     if program.keep_pin:
-        pin = bank["pin"] = m0
-    kept = history if plan.depth > 1 else ()
-    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor]]
+        pin = m0
+    for name, value in (("pin", pin), ("old_noise", old_noise), ("noise", fresh)):
+        if value is not None:
+            bank[name] = value
+    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor] | None]
     if direct is not None:
         following = combine(direct, bank) if following is None else following
-        committed = following if program.commit is None else (program.commit, bank)
+        if program.restore is not None:
+            committed = (program.restore, None)
+        else:
+            committed = following if program.commit is None else (program.commit, bank)
         return State(index + 1, following, committed, kept, pin, fresh)
     bank["base"] = state.base
     if program.correct is not None:
@@ -271,7 +320,7 @@ def step(
     if program.rewrite is not None:
         bank["m0"] = combine(program.rewrite, bank)
         history = (bank["m0"], *history[1:])
-        kept = history if plan.depth > 1 else ()
+        kept = history if depth > 1 else ()
     following = combine(program.advance, bank)
     committed = following if program.correct is None else bank["base"]
     return State(index + 1, following, committed, kept, pin, fresh)
@@ -338,7 +387,11 @@ def sample(
             raise DiffsampError(
                 f"denoiser: prediction of sample {bad} at step {i} (sigma {row.level.sigma:.4g}) is not finite"
             )
-        state = step(plan, state, output, draw(i) if row.uses_noise else None, prediction=kind)
+        handed = [state]
+        del state
+        state = step(
+            plan, handed.pop(), output, draw(i) if row.uses_noise else None, prediction=kind, donate=callback is None
+        )
         if callback is not None:
             callback(i, state)
     return state.input.to(x.dtype)

@@ -60,39 +60,42 @@ def _table(rows: tuple[tuple[float, ...], ...], device: torch.device) -> tuple[t
 
 def wanted(x: torch.Tensor, raw: torch.Tensor) -> bool:
     """This pair of tensors can go through a compiled row, and gains by it."""
-    if raw.shape != x.shape:
+    # Subclasses, and the wrappers of torch.func, have no memory of their own.
+    if type(x) is not torch.Tensor or type(raw) is not torch.Tensor or raw.shape != x.shape:
         return False
-    size = x.numel()
+    dtype = x.dtype
     if on_gpu():
-        if x.dtype != torch.float32:
+        if dtype is not torch.float32:
             return False
-    elif not available() or not x.is_cpu or size < SMALLEST:
+    elif not available() or not x.is_cpu or dtype not in _KINDS:
         return False
-    elif size > LARGEST_SHARED and torch.get_num_threads() > 1:
-        return False
+    else:
+        size = x.numel()
+        if size < SMALLEST or (size > LARGEST_SHARED and torch.get_num_threads() > 1):
+            return False
     if (x.requires_grad or raw.requires_grad) and torch.is_grad_enabled():
         return False
-    # Subclasses, and the wrappers of torch.func, have no memory of their own.
-    plain = type(x) is torch.Tensor and type(raw) is torch.Tensor and x.dtype in (torch.float32, torch.float64)
     transformed = torch._C._functorch.peek_interpreter_stack()  # type: ignore[attr-defined]
-    return plain and not torch.compiler.is_compiling() and not transformed
+    return not transformed and not torch.compiler.is_compiling()
 
 
 def advance(
     x: torch.Tensor,
     raw: torch.Tensor,
-    older: Sequence[tuple[torch.Tensor, float]],
-    weights: tuple[float, float],
+    others: Sequence[torch.Tensor],
+    weights: tuple[float, ...],
     convert: tuple[float, float] | None,
+    over: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor] | None:
     """One row.
 
     Args:
         x: the network's input.
         raw: its prediction, dtype and shape of ``x``.
-        older: up to four more registers with their weights.
-        weights: of ``x`` and ``raw`` in the next input.
+        others: up to four more registers.
+        weights: of ``x``, ``raw`` and the others in the next input.
         convert: (p, q) of the converted output p·x + q·raw, or None where it is not needed.
+        over: the converted output may be written over the last of ``others``; it is then that tensor.
 
     Returns:
         (converted output or None, next input), or None where there are too many registers or numba cannot run.
@@ -100,34 +103,42 @@ def advance(
     Raises:
         BackendError: ``DIFFSAMP_BACKEND=triton`` where Triton is missing or the tensors are not on a GPU.
     """
-    if len(older) > 4:
+    count = len(others)
+    if count > 4:
         return None
     if on_gpu():
         from diffsamp_kernels import linear_step
 
-        rows = [(*weights, *(weight for _, weight in older))]
+        rows = [weights]
         if convert is not None:
-            rows.append((*convert, *([0.0] * len(older))))
+            rows.append((*convert, *([0.0] * count)))
         table, first = _table(tuple(rows), x.device)
-        made = linear_step([x, raw, *(tensor for tensor, _ in older)], table, first, backend="triton")
+        made = linear_step([x, raw, *others], table, first, backend="triton")
         return (None if convert is None else made[1]), made[0]
     loops, kind = _loops(), _KINDS[x.dtype]
     if loops is None:
         return None
-    tensors = [x, raw, *(tensor for tensor, _ in older)]
-    if not all(tensor.is_contiguous() for tensor in tensors):
-        tensors = [tensor.contiguous() for tensor in tensors]
-    made = torch.empty_like(tensors[0])
-    width = 2 if len(older) <= 2 else 4
-    # Unused places read x with weight 0: it is in the cache anyway.
-    addresses = [t.data_ptr() for t in tensors]
-    addresses += addresses[:1] * (width - len(older))
-    numbers = [*weights, *(weight for _, weight in older), *_NONE[len(older) + 4 - width :]]
+    tensors = [x, raw, *others]
+    for j, tensor in enumerate(tensors):
+        if not tensor.is_contiguous():
+            tensors[j] = tensor.contiguous()
+    x = tensors[0]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    width = 2 if count <= 2 else 4
+    if count != width:
+        # Unused places read x with weight 0: it is in the cache anyway.
+        addresses += addresses[:1] * (width - count)
+        weights = weights + _NONE[: width - count]
+    made = torch.empty_like(x)
+    if over and convert is not None and 0 < count < 4 and tensors[-1] is others[-1]:
+        run = (loops.replace_1, loops.replace_2, loops.replace_3)[count - 1]
+        run(kind, x.numel(), *addresses[: count + 2], made.data_ptr(), *convert, *weights[: count + 2])
+        return tensors[-1], made
     if convert is None:
         run = loops.advance_2 if width == 2 else loops.advance_4
-        run(kind, x.numel(), *addresses, made.data_ptr(), *numbers)
+        run(kind, x.numel(), *addresses, made.data_ptr(), *weights)
         return None, made
-    output = torch.empty_like(made)
+    output = torch.empty_like(x)
     run = loops.convert_2 if width == 2 else loops.convert_4
-    run(kind, x.numel(), *addresses, output.data_ptr(), made.data_ptr(), *convert, *numbers)
+    run(kind, x.numel(), *addresses, output.data_ptr(), made.data_ptr(), *convert, *weights)
     return output, made

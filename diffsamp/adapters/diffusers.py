@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -357,6 +357,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         self._state: engine.State | None = None
         self._returned: torch.Tensor | None = None
 
+    def __copy__(self) -> PlanScheduler:
+        """A copy that can go on by itself: a step may write over outputs that this object retires."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        if (state := self._state) is not None:
+            kept = isinstance(state.committed, tuple) and state.committed[1] is not None
+            base, outputs = state.base if kept else state.committed, tuple(m.clone() for m in state.history)
+            made._state = replace(state, committed=base, history=outputs)
+        return made
+
     def index_for_timestep(self, timestep: Any, schedule_timesteps: torch.Tensor | None = None) -> int:
         """Row of a network time: the second of two equal ones, the nearest where there is none."""
         table = (self.timesteps if schedule_timesteps is None else schedule_timesteps).detach().cpu().double()
@@ -446,23 +456,24 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         for key, value in options.items():
             if key not in _IGNORED_STEP_OPTIONS and not (key == "eta" and not value):
                 raise DiffsampError(f"{key}: got {value!r}; give it as an option of the solver (solver_options)")
-        if self._step_index is None:
-            self._init_step_index(timestep)
         index = self._step_index
-        assert index is not None
-        if self._state is None or self._state.index + self._start != index:
+        if index is None:
+            self._init_step_index(timestep)
+            index = self._step_index
+            assert index is not None
+        state = self._state
+        if state is None or state.index + self._start != index:
             # A run begins here, or somebody moved the index: the history is empty either way.
             self._start = min(index, len(self.plan) - 1)
-            self._state = engine.init(self._plan_from(self._start), sample)
+            state = engine.init(self._plan_from(self._start), sample)
         elif sample is not self._returned:
             # Inpainting and callbacks edit the sample between steps.
             edited = sample.to(engine.working_dtype(sample.dtype))
-            same = self._state.committed is self._state.input
-            self._state = engine.State(
-                self._state.index, edited, edited if same else self._state.base, self._state.history, self._state.pin,
-                self._state.noise,
-            )  # fmt: skip
-        plan, state = self._plan_from(self._start), self._state
+            same = state.committed is state.input
+            state = engine.State(
+                state.index, edited, edited if same else state.base, state.history, state.pin, state.noise
+            )
+        plan = self._plans[self._start]
         row = plan.rows[state.index]
         output = model_output
         if output.shape != sample.shape and output.ndim > 1 and output.shape[1] == 2 * sample.shape[1]:
@@ -474,7 +485,6 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
         if wrapped or return_dict:
             p, q = plan.process.x0_coefficients(row.level, self._prediction)
             x0 = output.to(state.input.dtype) * q + (state.input * p if p else 0.0)
-        converted = False
         if wrapped:
             assert x0 is not None
             x0 = self._threshold(x0) if self.config["thresholding"] else x0.clamp(
@@ -482,16 +492,17 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):
             )
             level = row.level
             output = x0 if plan.form == "x0" else (state.input - level.alpha * x0) / level.sigma
-            converted = True
         noise = self._noise(state, row, generator) if row.uses_noise else None
         # Handed over, not lent: the step can then free what it retires. If it fails, the history is empty afterwards.
         handed, self._state = [state], None
         del state
-        self._state = engine.step(
-            plan, handed.pop(), output, noise, prediction=self._prediction, converted=converted
+        state = self._state = engine.step(
+            plan, handed.pop(), output, noise, prediction=self._prediction, converted=wrapped, donate=True
         )  # fmt: skip
         self._step_index = index + 1
-        following = self._state.input.to(sample.dtype)
+        following = state.input
+        if following.dtype is not sample.dtype:
+            following = following.to(sample.dtype)
         self._returned = following
         if not return_dict:
             return (following,)

@@ -226,6 +226,22 @@ def test_deepcopy_goes_on_from_the_same_place():
     torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ["unipc", "dpmpp-2m", "dualfast"])
+def test_a_shallow_copy_goes_on_by_itself(name: str):
+    # Large enough for the compiled rows, which write over retired outputs.
+    x, output = torch.randn(2, 1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    scheduler = diffsamp.scheduler_class(name)()
+    scheduler.set_timesteps(8)
+    for t in scheduler.timesteps[:4]:
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    twins = [copy.deepcopy(scheduler), copy.copy(scheduler), scheduler]
+    ends = [x, x, x]
+    twins[0]._returned = x
+    for t in scheduler.timesteps[4:]:
+        ends = [twin.step(output, t, end, return_dict=False)[0] for twin, end in zip(twins, ends, strict=True)]
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
 def test_saved_alone_and_read_back(tmp_path: Path):
     scheduler = scheduler_class("unipc").from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config)
     scheduler.save_pretrained(tmp_path)

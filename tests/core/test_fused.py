@@ -70,7 +70,7 @@ def test_one_row_equals_its_sum_for_every_size_stride_and_number_of_registers(
     weights = np.random.default_rng(seed).normal(size=registers + 4)
     before = [value.clone() for value in bank]
     output, following = fused.advance(
-        bank[0], bank[1], list(zip(bank[2:], weights[4:].tolist(), strict=True)), (weights[0], weights[1]),
+        bank[0], bank[1], bank[2:], (*weights[:2].tolist(), *weights[4:].tolist()),
         (weights[2], weights[3]) if convert else None,
     )  # fmt: skip
     exact = sum((value.double() * w for value, w in zip(bank, [*weights[:2], *weights[4:]], strict=True)))
@@ -82,6 +82,41 @@ def test_one_row_equals_its_sum_for_every_size_stride_and_number_of_registers(
         assert torch.allclose(output.double(), exact, rtol=tolerance, atol=tolerance)
     else:
         assert output is None
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
+def test_a_donated_state_gives_the_same_run_and_no_tensor_of_the_caller_is_written_to(name, prediction):
+    process = diffsamp.Process.vp()
+    plan = diffsamp.solver(name)(process, diffsamp.grid("karras", process, 9))
+    start = torch.randn(2, 3, 19, 19, generator=torch.Generator().manual_seed(0))
+    noise = engine.noise_source(plan, start, [0, 1], None)
+    ends, seen = [], []
+    for donate in (False, True):
+        state = engine.init(plan, start)
+        while state.index < len(plan.rows):
+            i, raw = state.index, torch.tanh(state.input * 0.7 + 0.1) * 0.9
+            seen += [(raw, raw.clone()), (state.input, state.input.clone())]
+            drawn = noise(i) if plan.rows[i].uses_noise else None
+            state = engine.step(plan, state, raw, drawn, prediction=prediction, donate=donate)
+        ends.append(state)
+    assert all(torch.equal(value, before) for value, before in seen)
+    scale = max(float(ends[0].input.abs().max()), 1.0)
+    assert float((ends[0].input - ends[1].input).abs().max()) <= 1e-6 * scale
+    assert float((ends[0].base - ends[1].base).abs().max()) <= 1e-5 * scale
+
+
+def test_the_main_solvers_do_write_over_what_they_retire():
+    process = diffsamp.Process.vp()
+    for name in ("unipc", "dpmpp-2m", "dpmpp-3m", "deis"):
+        plan = diffsamp.solver(name)(process, diffsamp.grid("karras", process, 12))
+        state = engine.init(plan, torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+        reused = 0
+        while state.index < len(plan.rows):
+            before = {m.data_ptr() for m in state.history}
+            state = engine.step(plan, state, torch.tanh(state.input), prediction="v_prediction", donate=True)
+            reused += state.history[0].data_ptr() in before
+        assert reused >= 6, (name, reused)
 
 
 def test_a_sample_does_not_depend_on_its_batch_bit_for_bit():
