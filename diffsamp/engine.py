@@ -104,7 +104,8 @@ def programs(plan: Plan, prediction: str) -> tuple[Program, ...]:
     if prediction not in cache:
         made = []
         for i, row in enumerate(plan.rows):
-            made.append(_compile(row, plan.conversion(i, prediction), _base_over_bank(plan, i), _restored(row, plan.depth)))
+            base, restore = _base_over_bank(plan, i), _restored(row, plan.depth)
+            made.append(_compile(row, plan.conversion(i, prediction), base, restore))
         for i in range(plan.depth - 1, len(made)):
             made[i] = replace(made[i], retires=_retires(made[i], made[i - plan.depth + 1], plan.depth))
         cache[prediction] = tuple(made)

@@ -42,7 +42,7 @@ class Fit:
     calls: int
 
 
-class _Remembered:
+class Remembered:
     """A denoiser that makes no call again whose input and level are those of the kept run."""
 
     def __init__(self, denoiser: Denoiser) -> None:
@@ -101,7 +101,7 @@ def gauss_newton(
     Raises:
         DiffsampError: the start defines no plan, or its run is not finite.
     """
-    memory = _Remembered(denoiser)
+    memory = Remembered(denoiser)
     count = goal.numel()
     best: tuple[float, np.ndarray] | None = None
 

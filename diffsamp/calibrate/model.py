@@ -30,6 +30,7 @@ class Model:
         shape: of one sample.
         classes: number of classes; labels of the points go round them.
         guided: ``(labels, guidance scale) -> denoiser``; differentiable where its input asks for it (method adamw).
+        pictures: final states → uint8 pictures [n, c, h, w], for a search that looks at pictures; None: it has none.
     """
 
     name: str
@@ -39,11 +40,17 @@ class Model:
     shape: tuple[int, ...]
     classes: int
     guided: Callable[[torch.Tensor, float], Denoiser]
+    pictures: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def points(self, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(unit noise, labels) of the given seeds; the label of a seed is seed modulo classes."""
         noise = rng.normal(seeds, self.shape)
         return noise, torch.tensor([seed % self.classes for seed in seeds])
+
+
+def eight_bit(x: torch.Tensor) -> torch.Tensor:
+    """uint8 pictures of samples in [-1, 1]."""
+    return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def fingerprint(module: torch.nn.Module) -> str:
@@ -94,6 +101,7 @@ def from_pipeline(pipeline: Any, name: str = "model") -> Model:
     return Model(
         name, fingerprint(unet), process, config.get("prediction_type", "epsilon"),
         (unet.config.in_channels, height, width), int(null), guided,
+        eight_bit if unet.config.in_channels in (1, 3) else None,
     )  # fmt: skip
 
 
