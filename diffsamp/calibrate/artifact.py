@@ -49,6 +49,10 @@ class Setting:
         held_out_before, held_out_after: the same on seeds that the search never saw.
         kept: what the guard kept.
         calls: network calls of the search; seconds: its duration.
+        distance: of a table that was refined for its pictures' Fréchet distance: extractor and reference with their
+            fingerprints, how many pictures, from which seed, weight, bound, the error of the table that it was refined
+            from (``error_before``, ``held_out_error_before``) and the distance ``before`` and ``after``; None for
+            others.
     """
 
     nfe: int
@@ -62,6 +66,7 @@ class Setting:
     kept: str
     calls: int
     seconds: float
+    distance: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -105,7 +110,8 @@ class Artifact:
             raise DiffsampError(
                 f"artifact: {self.method} on {self.solver} has no setting for {nfe} calls at guidance scale "
                 f"{guidance_scale:g} (it has {there}); make one: diffsamp calibrate {self.method} "
-                f"--nfe {nfe} --guidance-scale {guidance_scale:g}"
+                f"--nfe {nfe} --guidance-scale {guidance_scale:g} --solver {self.solver} "
+                f"--model {self.model.get('name', 'MODEL')}"
             )
         return found
 
@@ -190,7 +196,10 @@ class Artifact:
             "format": FORMAT, "method": self.method, "solver": self.solver, "process": self.process, "grid": self.grid,
             "model": self.model, "options": self.options, "seeds": list(self.seeds), "versions": versions(),
             "digest": _digest(tensors),
-            "settings": [{k: v for k, v in asdict(s).items() if k != "values"} for _, s in sorted(self.settings.items())],  # noqa: E501
+            "settings": [
+                {k: v for k, v in asdict(s).items() if k != "values" and v is not None}
+                for _, s in sorted(self.settings.items())
+            ],
         }  # fmt: skip
         content = save(tensors, metadata={"diffsamp": json.dumps(facts, sort_keys=True)})
         write_whole(Path(path), content, overwrite=True)

@@ -6,18 +6,19 @@ Stages, each guarded on the calibration points (what does not help is dropped):
 2.  dualfast and dc on that grid: ratios alone, and constants with ratios on top, whichever is better;
 3.  table: levels, the times told to the network and all weights of its outputs together, by Gauss-Newton from there
     (:mod:`.table` says what is known of this family). Newest weights follow from the point-mass invariant, and at most
-    ``MEMORY`` outputs behind the newest are free.
+    ``table.MEMORY`` outputs behind the newest are free.
 
-Stages 1 and 3 are this project's, not the papers'.
+4.  distance, where an extractor is named: the numbers of the table refined for the Fréchet distance of its pictures
+    beside the error (:mod:`.pictures`).
+
+Stages 1, 3 and 4 are this project's, not the papers'.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from .. import engine
@@ -27,50 +28,18 @@ from ..plan import Plan
 from ..registry import solver as by_name
 from ..solvers.dc import dc
 from ..solvers.dualfast import dualfast
-from .artifact import Artifact
+from .artifact import Artifact, Setting
 from .gauss_newton import gauss_newton
-from .grid import Gaps, search_grid
+from .grid import search_grid
 from .model import CALIBRATION_SEED, Model
+from .pictures import refine_settings, unrefined, wish
 from .reference import Denoiser, Reference
 from .run import Found, Progress, calibrate
 from .search import mse, search_constants, search_ratios
-from .table import pack, plan_of, weights_of
+from .table import TableFit, pack, plan_of
 
-MEMORY = 4
 # Points of the ratio and constant searches, as the papers advise; the guard of each stage uses all points.
 SEARCH_POINTS = 10
-
-
-class TableFit:
-    """Unknowns of stage 3 around a rule that builds a plan on any grid: gaps, told levels, older weights."""
-
-    def __init__(self, grid: Grid, rebuild: Callable[[Grid], Plan]) -> None:
-        self.grid, self.rebuild, self.gaps = grid, rebuild, Gaps(grid)
-        n = len(grid)
-        self.free = [(i, j) for i in range(n) for j in range(max(0, i - MEMORY), i)]
-        self.start = np.concatenate([self.gaps.of(grid), np.zeros(len(self.free) + n - 1)])
-
-    def parts(self, unknowns: np.ndarray) -> tuple[Grid, list[float], list[np.ndarray]] | None:
-        """(grid, times, weights) of the unknowns; None where they define none."""
-        inner = self.gaps.inner
-        moved = self.gaps.grid_of(unknowns[:inner])
-        if moved is None:
-            return None
-        weights = weights_of(self.rebuild(moved))
-        offsets = unknowns[inner + len(self.free) :]
-        for (i, j), change in zip(self.free, unknowns[inner:], strict=False):
-            weights[i][j] += change
-        low, high = (math.log(v) for v in moved.process.noise_to_signal_range)
-        # The network is told the time of a level somewhat above or below the state's; the first call keeps its own.
-        told = [
-            moved.process.time(math.exp(min(max(math.log(level.noise_to_signal) + change, low), high)))
-            for level, change in zip(moved.levels[1:-1], offsets, strict=True)
-        ]
-        return moved, [moved.levels[0].t, *told], weights
-
-    def plan(self, unknowns: np.ndarray) -> Plan | None:
-        parts = self.parts(unknowns)
-        return None if parts is None else plan_of(*parts)
 
 
 def search_all(
@@ -169,17 +138,41 @@ def calibrate_all(
     reference_steps: int = 200,
     evaluations: int = 8,
     rounds: int = 3,
+    extractor: str | None = None,
+    reference: str = "embedded",
+    feature_weights: str | os.PathLike[str] | None = None,
+    pictures: int = 1024,
+    weight: float = 1.0,
+    bound: float = 1.25,
     progress: Progress | None = None,
 ) -> Artifact:
     """Levels, times and weights for every (nfe, guidance scale); continues ``out`` where it exists.
 
-    See :func:`search_all`.
-    """
+    See :func:`search_all`; ``points`` to ``rounds`` are its own. The rest is stage 4, made only with an ``extractor``
+    and on top of settings that are there already.
 
+    Args:
+        extractor: a name of :mod:`diffsamp.metrics.extractors`.
+        reference: the real pictures or their statistics, as of ``diffsamp bench``.
+        feature_weights: file of the extractor's weights, where it needs one.
+        pictures: how many a distance is made of; their seeds are used for nothing else.
+        weight: of the distance against the error, each in units of its start.
+        bound: how far the error may rise, on the points and on held-out noises, as a factor.
+
+    Raises:
+        DiffsampError: ``out`` holds what was made with other options; numbers out of range; unknown names.
+    """
+    wanted = None if extractor is None else wish(
+        model, extractor, reference=reference, feature_weights=feature_weights, pictures=pictures, weight=weight,
+        bound=bound, held_out=held_out,
+    )  # fmt: skip
     artifact: Artifact | None = None
     _, labels = model.points(range(CALIBRATION_SEED, CALIBRATION_SEED + min(points, SEARCH_POINTS)))
+    stages = 1 if wanted is None else 2
+    total = stages * len(guidance_scale) * len(nfe)
     for index, scale in enumerate(guidance_scale):
         few = model.guided(labels, scale)
+        begun = stages * index * len(nfe)
 
         def search(
             plan: Plan, reference: Reference, denoiser: Denoiser, x: torch.Tensor, prediction: str, few: Denoiser = few
@@ -189,15 +182,29 @@ def calibrate_all(
                 evaluations=evaluations, rounds=rounds, reference_steps=min(reference_steps, 60),
             )  # fmt: skip
 
-        def report(what: str, done: int, total: int, index: int = index) -> None:
+        def report(what: str, done: int, _: int, begun: int = begun) -> None:
             if progress is not None:
-                progress(what, index * len(nfe) + done, len(guidance_scale) * len(nfe))
+                progress(what, begun + done, total)
 
         part = calibrate(
             "all", model, search, solver=solver, nfe=nfe, guidance_scale=[scale], out=out, grid_name=grid, final=final,
             options={"k": k, "tau": tau, "rounds": rounds}, points=points, held_out=held_out,
             reference_steps=reference_steps, progress=report,
         )  # fmt: skip
+        if wanted is not None:
+            todo = unrefined(part, wanted, nfe, scale)
+            finished = begun + 2 * len(nfe) - len(todo)
+
+            def refined(setting: Setting, what: str, done: bool, scale: float = scale) -> None:
+                nonlocal finished
+                finished += done
+                if progress is not None:
+                    progress(f"{setting.nfe} calls, guidance {scale:g}, {what}", finished, total)
+
+            refine_settings(
+                part, model, wanted, todo, scale, held_out=held_out, reference_steps=reference_steps, out=out,
+                report=refined,
+            )  # fmt: skip
         if artifact is None:
             artifact = part
         for setting in part.settings.values():

@@ -17,6 +17,8 @@ from .reference import Denoiser
 # Calibration seeds start here, held-out ones below it: benchmarks use small seeds and never see these.
 CALIBRATION_SEED = 1_000_000
 HELD_OUT_SEED = 2_000_000
+# Pictures of which only a distance is taken.
+PICTURE_SEED = 3_000_000
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def calibrate(
                     f"grid: {grid_name!r} starts at another level for {n} calls; calibrate one nfe at a time"
                 )
         x = noise * first.sigma
-        fine = _reference(model, levels, scale, x, labels, reference_steps)
+        fine = fine_run(model, levels, scale, x, labels, reference_steps)
         kept, rest = slice(0, points), slice(points, None)
         denoiser, unseen = model.guided(labels[kept], scale), model.guided(labels[rest], scale)
         for n in todo:
@@ -127,7 +127,7 @@ def calibrate(
 _kept: dict[tuple[object, ...], Reference] = {}
 
 
-def _reference(
+def fine_run(
     model: Model, levels: list[Level], scale: float, x: torch.Tensor, labels: torch.Tensor, steps: int
 ) -> Reference:
     """The fine run; one that visited these levels already, for another method or solver, serves again."""

@@ -15,7 +15,8 @@ arXiv:2502.17423). Finding the numbers by Gauss-Newton from a calibrated DC-Solv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,10 @@ from ..errors import DiffsampError
 from ..grids import Grid
 from ..plan import Mix, Plan, Row
 from ..process import Process
+from .grid import Gaps
+
+# Outputs behind the newest that have a free weight.
+MEMORY = 4
 
 
 def weights_of(plan: Plan) -> list[np.ndarray]:
@@ -64,3 +69,57 @@ def unpack(process: Process, nfe: int, values: Sequence[float], solver: str = ""
     times, flat = values[nfe + 1 : 2 * nfe + 1], np.asarray(values[2 * nfe + 1 :])
     ends = np.cumsum(np.arange(1, nfe + 1))
     return plan_of(grid, times, np.split(flat, ends[:-1]), solver)
+
+
+class TableFit:
+    """A table as a list of unknowns for a search: gaps of its levels, changes of older weights, offsets of told times.
+
+    Args:
+        grid: the levels to start from.
+        rebuild: the rule that builds a plan on any grid; its weights are what changes are added to.
+    """
+
+    def __init__(self, grid: Grid, rebuild: Callable[[Grid], Plan]) -> None:
+        self.grid, self.rebuild, self.gaps = grid, rebuild, Gaps(grid)
+        n = len(grid)
+        self.free = [(i, j) for i in range(n) for j in range(max(0, i - MEMORY), i)]
+        self.start = np.concatenate([self.gaps.of(grid), np.zeros(len(self.free) + n - 1)])
+
+    @classmethod
+    def around(cls, plan: Plan) -> tuple[TableFit, np.ndarray]:
+        """(unknowns around a table whose weights are its own on every grid, the table itself as unknowns)."""
+        made = cls(plan.grid, lambda _: plan)
+        start = made.start.copy()
+        for i, row in enumerate(plan.rows[1:]):
+            told = plan.process.level_at(row.level.t).noise_to_signal
+            start[made.gaps.inner + len(made.free) + i] = math.log(told / row.level.noise_to_signal)
+        return made, start
+
+    def late(self, calls: int) -> list[int]:
+        """Which unknowns change the input of none but the last ``calls`` calls."""
+        n, inner = len(self.grid), self.gaps.inner
+        first = [*range(1, inner + 1), *(i + 1 for i, _ in self.free), *range(1, n)]
+        return [k for k, call in enumerate(first) if n - call <= calls]
+
+    def parts(self, unknowns: np.ndarray) -> tuple[Grid, list[float], list[np.ndarray]] | None:
+        """(grid, times, weights) of the unknowns; None where they define none."""
+        inner = self.gaps.inner
+        moved = self.gaps.grid_of(unknowns[:inner])
+        if moved is None:
+            return None
+        weights = weights_of(self.rebuild(moved))
+        offsets = unknowns[inner + len(self.free) :]
+        for (i, j), change in zip(self.free, unknowns[inner:], strict=False):
+            weights[i][j] += change
+        low, high = (math.log(v) for v in moved.process.noise_to_signal_range)
+        # The network is told the time of a level somewhat above or below the state's; the first call keeps its own.
+        told = [
+            moved.process.time(math.exp(min(max(math.log(level.noise_to_signal) + change, low), high)))
+            for level, change in zip(moved.levels[1:-1], offsets, strict=True)
+        ]
+        return moved, [moved.levels[0].t, *told], weights
+
+    def plan(self, unknowns: np.ndarray) -> Plan | None:
+        """The plan of the unknowns; None where they define none."""
+        parts = self.parts(unknowns)
+        return None if parts is None else plan_of(*parts)

@@ -12,9 +12,8 @@ from diffsamp import calibrate, engine
 from diffsamp.calibrate.artifact import Artifact
 from diffsamp.calibrate.gauss_newton import gauss_newton
 from diffsamp.calibrate.grid import Gaps, lower_starts, search_grid
-from diffsamp.calibrate.joint import MEMORY, TableFit
 from diffsamp.calibrate.search import mse
-from diffsamp.calibrate.table import pack, plan_of, unpack, weights_of
+from diffsamp.calibrate.table import MEMORY, TableFit, pack, plan_of, unpack, weights_of
 from diffsamp.errors import DiffsampError
 from diffsamp.grids import grid
 from diffsamp.process import Process
