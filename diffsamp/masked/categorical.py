@@ -134,7 +134,8 @@ def _usable(logits: Tensor, mask_id: int | None, first: int) -> tuple[Tensor, Te
         logits = logits.clone()
         logits[:, mask_id] = -math.inf
     top = logits.amax(-1)
-    if not bool(top.isfinite().all()):
+    # The largest of a row is NaN or infinite if the row is bad; the sum of few numbers says so in one small operation.
+    if not math.isfinite(float(top.double().sum())):
         for fault, text in ((top.isnan(), "holds NaN"), (top == -math.inf, "has no class with probability above zero")):
             if bool(fault.any()):
                 raise DiffsampError(f"logits: row {first + int(fault.nonzero()[0])} {text}")
@@ -147,8 +148,9 @@ def _usable(logits: Tensor, mask_id: int | None, first: int) -> tuple[Tensor, Te
 
 def _weights(logits: Tensor, top: Tensor) -> Tensor:
     """exp(logit - top) in float32, or float64 for float64 logits."""
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return (logits.to(wide) - top.to(wide)[:, None]).exp_()
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits, top = logits.float(), top.float()
+    return (logits - top[:, None]).exp_()
 
 
 def _race(p: Tensor, u: Tensor) -> Tensor:

@@ -55,9 +55,14 @@ def call(denoiser: Denoiser, x: Tensor, t: Tensor, positions: Tensor | None, row
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != expected:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DiffsampError(f"logits: the denoiser gave {found}; ({expected[0]}, {expected[1]}, V) is needed")
-    if positions is not None and not only:
-        logits = logits.gather(1, positions[..., None].expand(-1, -1, logits.shape[-1]))
-    return logits
+    return logits if positions is None or only else rows_at(logits, positions)
+
+
+def rows_at(tensor: Tensor, positions: Tensor) -> Tensor:
+    """Rows (A, K, V) of (A, L, V) at `positions` int64 (A, K); whole rows are copied, unlike in `gather`."""
+    if len(tensor) == 1:
+        return tensor[0].index_select(0, positions[0])[None]
+    return tensor[torch.arange(len(tensor), device=tensor.device)[:, None], positions]
 
 
 class MaskedLM:
@@ -104,7 +109,7 @@ class MaskedLM:
             return self._checked(self.model(x, logits_to_keep=wanted[0], **inputs))
         logits = self._checked(self.model(x, **inputs))
         if wanted is not None:
-            return logits.gather(1, wanted[..., None].expand(-1, -1, logits.shape[-1]))
+            return rows_at(logits, wanted)
         return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if self.shift else logits
 
     def _checked(self, output: Any) -> Tensor:

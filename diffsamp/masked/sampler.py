@@ -57,6 +57,7 @@ class MaskedState:
         confidence: float64 (B, L), probability with which a token was drawn (remasking samplers).
         waiting: float64 (B, L), what decides when a masked position falls (ReMDM). turns: int64 (B,), calls that
             drew a token of the row (ReMDM).
+        uniforms: float64 (B, n, 2), the numbers of the token draws in the order of `permutation`.
     """
 
     sampler: Any
@@ -81,6 +82,7 @@ class MaskedState:
     confidence: Tensor | None = None
     waiting: Tensor | None = None
     turns: np.ndarray | None = None
+    uniforms: np.ndarray | None = None
 
     @property
     def masked(self) -> Tensor:
@@ -139,9 +141,11 @@ def init(
     masks = free.sum(1).cpu().numpy()
     keys = row_seeds(x.shape[0], seeds, generator)
     planned: Events = sampler.events(masks, keys)
-    permutation = None
+    permutation = uniforms = None
     if rule == Order("random") and not hasattr(sampler, "advance"):
         permutation = random_order(keys, free)
+        if (draw_options or Draw()).precision == "safe":
+            uniforms = planned_uniforms(keys, planned.sizes, permutation)
     return MaskedState(
         sampler,
         rule,
@@ -158,7 +162,17 @@ def init(
         revealed=np.zeros_like(masks),
         step_of=torch.full_like(x, -1),
         record_entropy=record_entropy,
+        uniforms=uniforms,
     )
+
+
+def planned_uniforms(seeds: np.ndarray, sizes: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """The numbers that `draw_at` would make for every token of the plan, float64 (B, n, 2) in order of revelation."""
+    rows, most = permutation.shape
+    event = np.zeros((rows, most), np.int64)
+    event[np.arange(most) < sizes.sum(1)[:, None]] = np.repeat(np.tile(np.arange(sizes.shape[1]), rows), sizes.ravel())
+    lanes = (2 * permutation[..., None] + np.arange(2)).reshape(rows, 2 * most)
+    return hashed_uniforms(seeds, TOKENS + event.repeat(2, axis=1), lanes).reshape(rows, most, 2)
 
 
 def random_order(seeds: np.ndarray, free: Tensor) -> np.ndarray:
@@ -199,26 +213,30 @@ def _in_random_order(
 ) -> tuple[Tensor, Tensor, float | None, Tensor | None]:
     """(positions (R, 2), tokens (R,), mean entropy, predictions for the next event)."""
     assert state.permutation is not None
-    sizes = state.sizes[rows, state.event]
-    width = int(sizes.max())
-    ahead = 0
-    if state.sampler.__dict__.get("extrapolate") and state.event + 1 < state.sizes.shape[1]:
-        ahead = int(state.sizes[rows, state.event + 1].max())
-    lanes = np.minimum(state.revealed[rows][:, None] + np.arange(width), state.permutation.shape[1] - 1)
-    next_lanes = np.minimum((state.revealed[rows] + sizes)[:, None] + np.arange(ahead), state.permutation.shape[1] - 1)
-    at = np.take_along_axis(state.permutation[rows], np.concatenate([lanes, next_lanes], 1), 1)
-    logits = call(denoiser, x, t, torch.from_numpy(at).to(x.device), index)
+    sizes, extrapolate = state.sizes[rows, state.event], getattr(state.sampler, "extrapolate", False)
+    width, last = int(sizes.max()), state.permutation.shape[1] - 1
+    lanes = np.minimum(state.revealed[rows, None] + np.arange(width), last)
+    at = state.permutation[rows[:, None], lanes]
+    asked = at
+    if extrapolate and state.event + 1 < state.sizes.shape[1]:
+        ahead = np.arange(int(state.sizes[rows, state.event + 1].max()))
+        following = np.minimum((state.revealed[rows] + sizes)[:, None] + ahead, last)
+        asked = np.concatenate([at, state.permutation[rows[:, None], following]], 1)
+    logits = call(denoiser, x, t, torch.from_numpy(asked).to(x.device), index)
     check_width(logits, state)
-    valid = np.arange(width) < sizes[:, None]
     previous = None
-    if state.sampler.__dict__.get("extrapolate"):
+    if extrapolate:
         logits, previous = _extrapolated(state, logits, rows, lanes, width)
-    chosen = np.stack([np.broadcast_to(rows[:, None], valid.shape)[valid], at[:, :width][valid]], 1)
-    flat = (
-        logits[:, :width][torch.from_numpy(valid).to(x.device)] if not valid.all() else logits[:, :width].flatten(0, 1)
-    )
+    flat, numbers = logits[:, :width].flatten(0, 1), state.uniforms
+    chosen = np.stack([rows.repeat(width), at.ravel()], 1)
+    if numbers is not None:
+        numbers = numbers[rows[:, None], lanes].reshape(-1, 2)
+    if int(sizes.min()) < width:
+        valid = np.flatnonzero(np.arange(width) < sizes[:, None])
+        flat, chosen = flat[torch.from_numpy(valid).to(x.device)], chosen[valid]
+        numbers = None if numbers is None else numbers[valid]
     positions = torch.from_numpy(chosen)
-    return positions, draw_at(state, flat, positions), _mean_entropy(state, flat), previous
+    return positions, draw_at(state, flat, positions, numbers), _mean_entropy(state, flat), previous
 
 
 def _extrapolated(
@@ -314,14 +332,18 @@ def masked_log_probabilities(logits: Tensor, masked: Tensor, mask_id: int) -> Te
     return out
 
 
-def draw_at(state: MaskedState, logits: Tensor, positions: Tensor) -> Tensor:
-    """Tokens at `positions` (R, 2), row and position, from logits (R, V), by the numbers of (seed, event, position)."""
-    rows = positions[:, 0].numpy()
-    seeds, place = state.seeds[rows], positions[:, 1:].numpy()
-    event = state.event if state.turns is None else state.turns[rows, None]
+def draw_at(state: MaskedState, logits: Tensor, positions: Tensor, numbers: np.ndarray | None = None) -> Tensor:
+    """Tokens at `positions` (R, 2), row and position, from logits (R, V), by the numbers of (seed, event, position).
+
+    `numbers` (R, 2), where they are known already, are those that precision "safe" asks for.
+    """
 
     def source(shape: tuple[int, ...]) -> Tensor:
-        u = hashed_uniforms(seeds, TOKENS + event, place * shape[1] + np.arange(shape[1]))
+        if numbers is not None:
+            return torch.from_numpy(numbers)
+        rows, place = positions[:, 0].numpy(), positions[:, 1:].numpy()
+        event = state.event if state.turns is None else state.turns[rows, None]
+        u = hashed_uniforms(state.seeds[rows], TOKENS + event, place * shape[1] + np.arange(shape[1]))
         if state.draw.precision == "fp32":
             return torch.from_numpy(np.floor(u * 2.0**24) * 2.0**-24)
         return torch.from_numpy(u)
@@ -348,9 +370,9 @@ def commit(
 ) -> MaskedState:
     """State with `tokens` (R,) written at `positions` (R, 2)."""
     x, step_of = state.x.clone(), state.step_of.clone()
-    at = positions.to(x.device)
-    x[at[:, 0], at[:, 1]] = tokens.to(x.device)
-    step_of[at[:, 0], at[:, 1]] = state.event
+    at = positions.to(x.device).unbind(1)
+    x[at] = tokens.to(x.device)
+    step_of[at] = state.event
     revealed = state.revealed + np.bincount(positions[:, 0].numpy(), minlength=x.shape[0])
     entropies = state.entropies if spread is None else (*state.entropies, spread)
     return replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from .naive import TILE, cut, pick, scaled_logits
@@ -17,6 +18,7 @@ from .philox import row_uniforms
 
 _CHUNK = 1 << 18  # classes handled at a time
 _HEAD = 256  # largest classes that top-p looks at first
+_FEW = 8  # rows up to which NumPy, with less to do before each operation, ends the draw sooner
 
 
 def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,6 +32,12 @@ def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -
         Classes, int64 (R,), never one of weight zero if the row has another; float64 totals (R, 1).
     """
     count, width = weights.shape
+    few = weights.is_cpu and count <= _FEW and not weights.requires_grad
+    if width <= tile and few:
+        tokens, totals = np.empty(count, np.int64), np.empty((count, 1))
+        for i, (row, u) in enumerate(zip(weights.numpy(), uniforms.numpy(), strict=True)):
+            tokens[i], totals[i] = _pick_one(row.cumsum(dtype=np.float64), u[1])
+        return torch.from_numpy(tokens), torch.from_numpy(totals)
     if width <= tile:
         running = weights.cumsum(1, dtype=torch.float64)
         return pick(running, uniforms[:, 1:]).squeeze(1), running[:, -1:]
@@ -38,6 +46,8 @@ def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -
     sums[:, :tiles] = weights[:, : tiles * tile].unflatten(1, (tiles, tile)).sum(-1)
     if rest:
         sums[:, tiles] = weights[:, tiles * tile :].sum(1)
+    if few:
+        return _few_rows(weights.numpy(), sums.numpy(), uniforms.numpy(), tile)
     running = sums.cumsum_(1)
     chosen = pick(running, uniforms[:, :1]).clamp_max_(running.shape[1] - 1)  # a row with NaN stays inside
     start = chosen * tile
@@ -49,6 +59,25 @@ def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -
         line = torch.arange(count, device=weights.device) * tiles + chosen.squeeze(1)
         inside = weights.reshape(-1, tile).index_select(0, line).double()
     return (start + pick(inside.cumsum_(1), uniforms[:, 1:])).squeeze(1), running[:, -1:]
+
+
+def _few_rows(
+    weights: np.ndarray, sums: np.ndarray, uniforms: np.ndarray, tile: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The end of :func:`two_level` row by row: the same additions in the same order, so the same classes."""
+    tokens, totals = np.empty(len(sums), np.int64), np.empty((len(sums), 1))
+    for i, (row, u) in enumerate(zip(weights, uniforms, strict=True)):
+        chosen, totals[i] = _pick_one(sums[i].cumsum(), u[0])
+        start = min(chosen, sums.shape[1] - 1) * tile
+        tokens[i] = start + _pick_one(row[start : start + tile].cumsum(dtype=np.float64), u[1])[0]
+    return torch.from_numpy(tokens), torch.from_numpy(totals)
+
+
+def _pick_one(cumulative: np.ndarray, u: float) -> tuple[int, float]:
+    """:func:`pick` for one row, and the row's total."""
+    total = cumulative[-1]
+    chosen = min(cumulative.searchsorted(u * total, "right"), cumulative.searchsorted(total))
+    return int(chosen), float(total)
 
 
 def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
