@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
@@ -112,17 +113,25 @@ class _Bank:
     def as_mix(self, target: np.ndarray) -> Mix:
         """The combination of registers with the shortest history that equals ``target``."""
         scale = max(1.0, float(np.abs(target).max()))
-        for depth in range(1, len(self.history) + 1):
+
+        def over(depth: int) -> Mix | None:
             for use_base in (False, True):
                 names = ["input", *(["base"] if use_base else []), *(["pin"] if self.pin.any() else [])]
-                columns = [getattr(self, name) for name in names] + self.history[:depth]
-                solution, *_ = np.linalg.lstsq(np.stack(columns, axis=1), target, rcond=1e-14)
-                if np.abs(np.stack(columns, axis=1) @ solution - target).max() <= 1e-11 * scale:
+                columns = np.stack([getattr(self, name) for name in names] + self.history[:depth], axis=1)
+                solution, *_ = np.linalg.lstsq(columns, target, rcond=1e-14)
+                if np.abs(columns @ solution - target).max() <= 1e-11 * scale:
                     solution[np.abs(solution) < 1e-15 * scale] = 0.0
                     return Mix(m=tuple(solution[len(names) :]), **dict(zip(names, solution, strict=False)))
-        raise DiffsampError(
-            "dualfast: a compensation ratio of 0 below drops the newest output, which the mixture needs"
-        )
+            return None
+
+        # What a history can say, a longer one can say too: the shortest is found by bisection.
+        depths = range(1, len(self.history) + 1)
+        shortest = bisect_left(depths, True, key=lambda depth: over(depth) is not None)
+        if shortest == len(depths) or (found := over(depths[shortest])) is None:
+            raise DiffsampError(
+                "dualfast: a compensation ratio of 0 below drops the newest output, which the mixture needs"
+            )
+        return found
 
 
 def _plus(a: Mix, b: Mix) -> Mix:
