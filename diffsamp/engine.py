@@ -44,7 +44,7 @@ class Program:
     commit: Terms | None
     restore: Terms | None
     one_pass: tuple[tuple[float, ...], tuple[int, ...]] | None
-    keep_pin: bool
+    keep_pin: bool | tuple[float, float]
     uses_noise: bool
     retires: bool = False
 
@@ -295,15 +295,15 @@ def step(
         m0 = raw * q if p == 0.0 else two(x, p, raw, q)
     history = (m0, *older)
     kept = history if depth > 1 else ()
+    if program.keep_pin:
+        pin = m0 if program.keep_pin is True else two(x, program.keep_pin[0], m0, program.keep_pin[1])
     if following is not None and program.commit is None:
-        return State(index + 1, following, following, kept, m0 if program.keep_pin else pin, fresh)
+        return State(index + 1, following, following, kept, pin, fresh)
     if following is not None and program.restore is not None:
-        return State(index + 1, following, (program.restore, None), kept, m0 if program.keep_pin else pin, fresh)
+        return State(index + 1, following, (program.restore, None), kept, pin, fresh)
     bank = {"input": x, "raw": raw}
     for j, m in enumerate(history):
         bank[f"m{j}"] = m
-    if program.keep_pin:
-        pin = m0
     for name, value in (("pin", pin), ("old_noise", old_noise), ("noise", fresh)):
         if value is not None:
             bank[name] = value

@@ -85,7 +85,8 @@ class Row:
         correct: the new ``base``, at ``base_level``; None where the next input is the new base.
         base_level: the level of ``base`` after this row.
         rewrite: weights over (m0, m1, ...) that replace m0 after ``correct`` and before ``advance``; None to keep it.
-        keep_pin: store this row's output (before ``rewrite``) in the ``pin`` register.
+        keep_pin: store this row's output m0 (before ``rewrite``) in the ``pin`` register; (a, b) stores a·input + b·m0,
+            such as the noise prediction in a plan of the x0 form.
         committed: whether the next input is a point of the trajectory, not a stage inside a step (Heun).
     """
 
@@ -95,7 +96,7 @@ class Row:
     correct: Mix | None = None
     base_level: Level | None = None
     rewrite: tuple[float, ...] | None = None
-    keep_pin: bool = False
+    keep_pin: bool | tuple[float, float] = False
     committed: bool = True
 
     def __post_init__(self) -> None:
@@ -213,7 +214,8 @@ class Plan:
             numbers = [v for level in levels if level is not None for v in (level.t, level.alpha, level.sigma)]
             for part in (row.advance, row.correct):
                 numbers += [math.inf] if part is None else [len(part.m), *part.values]
-            numbers += [*(row.rewrite or ()), float(row.keep_pin)]
+            numbers += row.rewrite or ()
+            numbers += row.keep_pin if isinstance(row.keep_pin, tuple) else (float(row.keep_pin),)
             digest.update(np.array(numbers, dtype=np.float64).tobytes())
         return digest.hexdigest()[:16]
 
@@ -266,7 +268,7 @@ class Plan:
         for i, row in enumerate(self.rows):
             m0 = output(i, row, current)
             if row.keep_pin:
-                pin = m0
+                pin = m0 if row.keep_pin is True else row.keep_pin[0] * current + row.keep_pin[1] * m0
             history = [m0, *history[: self.depth - 1]]
             old, fresh = fresh, (noise(i) if noise is not None and row.uses_noise else zero)
 

@@ -74,6 +74,8 @@ def adamw_ratio(
     bank = {"input": state.input, "base": state.base} | {f"m{j}": m for j, m in enumerate(history)}
     if row.keep_pin:
         bank["pin"] = history[0]
+        if row.keep_pin is not True:
+            bank["pin"] = row.keep_pin[0] * state.input + row.keep_pin[1] * history[0]
     elif state.pin is not None:
         bank["pin"] = state.pin
     if row.correct is not None:

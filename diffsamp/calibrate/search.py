@@ -24,7 +24,7 @@ from .. import engine
 from ..errors import DiffsampError
 from ..plan import Plan
 from ..solvers.dc import dc
-from ..solvers.dualfast import dualfast
+from ..solvers.dualfast import dualfast, pinned_noise
 from .adamw import adamw_ratio
 from .reference import Denoiser, Reference
 from .scalar import bounded_minimum, polynomial_minimum
@@ -146,7 +146,7 @@ def _search(
         # A copy: the base itself, which the caller owns, comes back where nothing changes.
         made = make(values)
         # Rows that are done must have kept what a later candidate reads.
-        first_row = replace(made.rows[0], keep_pin=True)
+        first_row = replace(made.rows[0], keep_pin=pinned_noise(made))
         return _whole_history(made.with_rows([first_row, *made.rows[1:]], check=False))
 
     base = build(())

@@ -86,6 +86,8 @@ def dc(plan: Plan, *, ratios: Sequence[float] | None = None, k: int = 2) -> Plan
         )
     if ratios is None:
         return plan
+    if isinstance(ratios, str) or not hasattr(ratios, "__iter__"):
+        raise DiffsampError(f"ratios: got {ratios!r}; needs a list, one for each of the {plan.nfe} network calls")
     values = [float(r) for r in ratios]
     if len(values) != plan.nfe:
         raise DiffsampError(f"ratios: got {len(values)} for a plan of {plan.nfe} network calls; needs one for each")

@@ -85,6 +85,12 @@ def _lag(tau: str | int, i: int) -> int:
     raise DiffsampError(f"tau: got {tau!r}; accepted: first, previous, or how many steps back (1 or above)")
 
 
+def pinned_noise(plan: Plan) -> bool | tuple[float, float]:
+    """``keep_pin`` of the first row that keeps its noise prediction."""
+    level = plan.first_level
+    return True if plan.form == "epsilon" else (1.0 / level.sigma, -level.alpha / level.sigma)
+
+
 class _Bank:
     """The registers of a run as vectors over (x_T, m of row 0, m of row 1, ...)."""
 
@@ -100,7 +106,7 @@ class _Bank:
         """Take in the output of row i."""
         m = self.unit[1 + i]
         if row.keep_pin:
-            self.pin = m
+            self.pin = m if row.keep_pin is True else row.keep_pin[0] * self.input + row.keep_pin[1] * m
         self.history.insert(0, m)
         self.noise.append(m if self.form == "epsilon" else (self.input - row.level.alpha * m) / row.level.sigma)
 
@@ -198,13 +204,13 @@ def dualfast(
             f"was measured to blow up; use c <= {LARGE_C} or `diffsamp calibrate dualfast`",
             stacklevel=2,
         )
-    pin_first = plan.form == "epsilon" and tau == "first"
+    pin_first = tau == "first" and not plan.rows[0].keep_pin
     bank, rows = _Bank(plan), []
     mixed_history: list[np.ndarray] = []
     shift = np.zeros(1 + plan.nfe)  # what the last step's first-order term gained
     for i, row in enumerate(plan.rows):
         if pin_first and i == 0:
-            row = replace(row, keep_pin=True)
+            row = replace(row, keep_pin=pinned_noise(plan))
         bank.output(i, row)
         push = values[i] * (bank.noise[i] - bank.noise[_lag(tau, i)]) if values[i] else np.zeros_like(shift)
         ratio = row.level.sigma / row.level.alpha if row.level.alpha else 0.0

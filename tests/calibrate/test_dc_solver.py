@@ -234,6 +234,7 @@ def test_constant_ratio_is_stable_below_the_root_condition_only(k, ratio, low, h
     [
         ([1.0] * 4, "got 4 for a plan of 5"),
         ([1.0, 1.2, 1.0, 1.0, 1.0], "first 2 must be 1"),
+        (0.9, "ratios: got 0.9; needs a list, one for each of the 5 network calls"),
         ([1.0, 1.0, float("nan"), 1.0, 1.0], "finite"),
     ],
 )
