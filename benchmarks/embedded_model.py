@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import io
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import diffsamp.models as models  # noqa: E402
+from diffsamp.files import write_whole  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = "2:10:50"
@@ -102,10 +104,9 @@ def draw_grid(pipe: Any, path: Path, scale: float, steps: int) -> None:
         canvas.paste(enlarged, (left + column * cell, row * cell))
         if column == 0:
             pen.text((6, row * cell + 36), pipe.classes[row], fill=0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    canvas.save(temporary, format="PNG", optimize=True)
-    os.replace(temporary, path)
+    made = io.BytesIO()
+    canvas.save(made, format="PNG", optimize=True)
+    write_whole(path, made.getvalue(), overwrite=True)
 
 
 def as_table(result: dict[str, Any]) -> str:
@@ -185,9 +186,7 @@ def write(result: dict[str, Any]) -> None:
             result["cells"] = old + result["cells"]
     result["cells"].sort(key=lambda c: (c["n"], c["steps"], c["guidance_scale"]))
     for target, text in ((path, json.dumps(result, indent=1)), (path.with_suffix(".md"), as_table(result))):
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text + "\n")
-        os.replace(temporary, target)
+        write_whole(target, (text + "\n").encode(), overwrite=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 import diffsamp  # noqa: E402
 from diffsamp import fused  # noqa: E402
+from diffsamp.files import write_whole  # noqa: E402
 
 SHAPES = ((1, 4, 64, 64), (4, 4, 128, 128), (1, 16, 128, 128))
 STEPS = 20
@@ -204,12 +205,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="5 rounds in place of 60")
@@ -223,10 +218,9 @@ def main() -> None:
     print(json.dumps(found, indent=1) if options.json else table(found))
     if options.save:
         folder = Path(__file__).resolve().parent / "results"
-        folder.mkdir(exist_ok=True)
         name = "step_cost" if options.device == "cpu" else f"step_cost_{options.device}"
-        save(folder / f"{name}.md", table(found))
-        save(folder / f"{name}.json", json.dumps(found, indent=1) + "\n")
+        write_whole(folder / f"{name}.md", table(found).encode(), overwrite=True)
+        write_whole(folder / f"{name}.json", (json.dumps(found, indent=1) + "\n").encode(), overwrite=True)
 
 
 if __name__ == "__main__":

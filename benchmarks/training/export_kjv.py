@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from kneser_ney import KneserNey  # noqa: E402
+
+from diffsamp.files import write_whole  # noqa: E402
 
 
 def main() -> None:
@@ -54,14 +55,11 @@ def main() -> None:
     }  # fmt: skip
     load(content)  # readable
     for name in ("kjv.safetensors", "kjv.tokenizer.json"):
-        shutil.copy(args.run / name, args.models / (name + ".part"))
-        os.replace(args.models / (name + ".part"), args.models / name)
-    temporary = args.models / "kjv.json.part"
-    temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    os.replace(temporary, args.models / "kjv.json")
+        write_whole(args.models / name, (args.run / name).read_bytes(), overwrite=True)
+    write_whole(args.models / "kjv.json", (json.dumps(facts, indent=1) + "\n").encode(), overwrite=True)
     data = Path(__file__).parents[1] / "data"
-    data.mkdir(exist_ok=True)
-    shutil.copy(args.run / "kjv_heldout.safetensors", data / "kjv_heldout.safetensors")
+    held_out = (args.run / "kjv_heldout.safetensors").read_bytes()
+    write_whole(data / "kjv_heldout.safetensors", held_out, overwrite=True)
     shutil.copy(args.run / "log.jsonl", Path(__file__).parent / "kjv_log.jsonl")
     print(json.dumps(facts) if args.json else json.dumps(facts["figures"], indent=1))
 

@@ -1,8 +1,8 @@
 """Put trained weights into the package: fp16 or fp32 safetensors, config with sha256, reference features, the log.
 
-    python benchmarks/training/export_models.py fashion --work build/fashion
-    python benchmarks/training/export_models.py fashion-cnn --work build/fashion-cnn
-    python benchmarks/training/export_models.py reference
+python benchmarks/training/export_models.py fashion --work build/fashion
+python benchmarks/training/export_models.py fashion-cnn --work build/fashion-cnn
+python benchmarks/training/export_models.py reference
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,21 +21,18 @@ from safetensors.torch import save
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from diffsamp.files import write_whole  # noqa: E402
+
 MODELS = ROOT / "diffsamp" / "models"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def ship(name: str, tensors: dict[str, torch.Tensor], metadata: dict[str, str], facts: dict[str, Any]) -> None:
     """Write `<name>.safetensors` and `<name>.json`; figures that a benchmark added to an earlier config are dropped."""
     content = save({key: tensor.contiguous() for key, tensor in tensors.items()}, metadata=metadata)
     facts = {"name": name, "weights": f"{name}.safetensors", "sha256": hashlib.sha256(content).hexdigest(), **facts}
-    write_whole(MODELS / facts["weights"], content)
-    write_whole(MODELS / f"{name}.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_whole(MODELS / facts["weights"], content, overwrite=True)
+    write_whole(MODELS / f"{name}.json", (json.dumps(facts, indent=2) + "\n").encode(), overwrite=True)
     print(f"{name}: {len(content):,} bytes, sha256 {facts['sha256'][:16]}")
 
 

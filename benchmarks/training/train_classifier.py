@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from fashion_data import load_split
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
+from diffsamp.files import write_whole
 from diffsamp.models.fashion_cnn import FashionClassifier
 
 
@@ -112,10 +112,9 @@ def main() -> None:
         "train_accuracy": round(accuracy(final, images, labels), 4),
         "torch": torch.__version__,
     }
-    args.work.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in final.state_dict().items()}
-    save_file(tensors, args.work / "classifier.tmp", metadata={"facts": json.dumps(facts)})
-    os.replace(args.work / "classifier.tmp", args.work / "classifier.safetensors")
+    whole = save(tensors, metadata={"facts": json.dumps(facts)})
+    write_whole(args.work / "classifier.safetensors", whole, overwrite=True)
     print(json.dumps(facts, indent=1))
 
 

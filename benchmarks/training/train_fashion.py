@@ -17,7 +17,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import signal
 import time
 from pathlib import Path
@@ -28,7 +27,9 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from fashion_data import load_split
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
+
+from diffsamp.files import write_whole
 
 NULL_CLASS = 10
 MODEL: dict[str, Any] = {
@@ -89,9 +90,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, average: list, optimizer
         tensors[f"ema.{name}"] = mean.contiguous()
         tensors[f"first.{name}"] = state["exp_avg"].contiguous()
         tensors[f"second.{name}"] = state["exp_avg_sq"].contiguous()
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-    os.replace(temporary, path)
+    write_whole(path, save(tensors, metadata={"facts": json.dumps(facts)}), overwrite=True)
 
 
 def load_checkpoint(path: Path, model: torch.nn.Module, average: list, optimizer: Any) -> dict[str, Any]:
