@@ -22,17 +22,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors import DiffsampError
+
+_BACKENDS = ("auto", "numba", "triton", "torch", "compiled", "naive")
 SMALLEST = 1024  # elements; below, the passes cost nothing
 LARGEST_SHARED = 1 << 18  # elements; above, torch's threads win
 _NONE = (0.0, 0.0, 0.0, 0.0)
 _KINDS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 
 
+def _wish() -> str:
+    """What ``DIFFSAMP_BACKEND`` asks for; rows are torch's where it names a form of the kernels only."""
+    wish = os.environ.get("DIFFSAMP_BACKEND") or "auto"
+    if wish not in _BACKENDS:
+        raise DiffsampError(f"DIFFSAMP_BACKEND: got {wish!r}; accepted: {', '.join(_BACKENDS)}")
+    return wish
+
+
 @cache
 def available() -> bool:
     """numba can be imported (it is not, here) and ``DIFFSAMP_BACKEND`` does not name another backend."""
-    wish = os.environ.get("DIFFSAMP_BACKEND") or "auto"
-    return wish == "auto" and importlib.util.find_spec("numba") is not None
+    wish, there = _wish(), importlib.util.find_spec("numba") is not None
+    if wish == "numba" and not there:
+        raise DiffsampError("DIFFSAMP_BACKEND: numba is not installed (pip install 'diffsamp[fast]')")
+    return there and wish in ("auto", "numba")
 
 
 @cache
@@ -48,7 +61,7 @@ def _loops() -> Any:
 @cache
 def on_gpu() -> bool:
     """``DIFFSAMP_BACKEND`` names Triton: rows then run by it, or raise."""
-    return os.environ.get("DIFFSAMP_BACKEND") == "triton"
+    return _wish() == "triton"
 
 
 @lru_cache(maxsize=4096)

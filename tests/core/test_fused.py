@@ -162,6 +162,22 @@ def test_the_environment_can_turn_it_off(monkeypatch):
     assert fused.wanted(x, x)
 
 
+def test_an_unknown_backend_in_the_environment_is_refused_and_numba_means_the_compiled_rows(monkeypatch):
+    x = torch.randn(4, 32, 32)
+    for wish, wanted in (("numba", True), ("auto", True), ("naive", False), ("compiled", False)):
+        fused.available.cache_clear()
+        fused.on_gpu.cache_clear()
+        monkeypatch.setenv("DIFFSAMP_BACKEND", wish)
+        assert fused.wanted(x, x) is wanted
+    fused.available.cache_clear()
+    fused.on_gpu.cache_clear()
+    monkeypatch.setenv("DIFFSAMP_BACKEND", "cuda")
+    with pytest.raises(diffsamp.DiffsampError, match="DIFFSAMP_BACKEND: got 'cuda'; accepted: auto, numba, triton"):
+        fused.wanted(x, x)
+    monkeypatch.undo()
+    assert fused.wanted(x, x)
+
+
 def test_tensors_that_gain_nothing_or_have_another_layout_stay_with_torch(monkeypatch):
     x = torch.randn(4, 32, 32)
     assert not fused.wanted(x[:, :4, :4], x[:, :4, :4])
