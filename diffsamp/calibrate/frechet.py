@@ -41,7 +41,7 @@ class Distance:
         found = np.concatenate(parts).astype(np.float64)
         if found.shape[1:] != self.mean.shape:
             raise DiffsampError(
-                f"reference: has {self.mean.shape[0]} features, the extractor makes {found.shape[1:]}; both must agree"
+                f"reference: has {self.mean.shape[0]} features, the extractor makes {found.shape[1]}; both must agree"
             )
         return found
 

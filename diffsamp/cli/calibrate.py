@@ -38,9 +38,17 @@ _OPTIONS: dict[str, tuple[Any, str, Any]] = {
     "method": (str | None, "search, or adamw: the published recipe.", None),
     "iterations": (int | None, "Iterations of adamw per ratio (40 in the paper).", None),
     "rounds": (int | None, "Rounds of Gauss-Newton, at most.", None),
+    "extractor": (str | None, "Refine for the Fréchet distance of these features, such as fashion-cnn.", None),
+    "reference": (str | None, "Real pictures: embedded, a folder, .npz, .safetensors.", None),
+    "feature_weights": (Path | None, "The extractor's weights, where it needs a file.", None),
+    "pictures": (int | None, "Pictures per distance; 512 or more are advised.", None),
+    "weight": (float | None, "Of the distance against the error, in units of their starts.", None),
+    "bound": (float | None, "How far the error may rise for the distance, as a factor.", None),
     "plot": (Path | None, "Write a plot of the errors before and after.", None),
 }
 _SHARED = ("model", "solver", "nfe", "guidance_scale", "out", "grid", "final", "points", "held_out", "reference_steps")
+# Stage 4 of "all", which an extractor asks for.
+_PICTURES = ("extractor", "reference", "feature_weights", "pictures", "weight", "bound")
 
 
 def _command(method: str, help_text: str, *own: str) -> None:
@@ -66,8 +74,9 @@ _command("dc", "DC-Solver: one ratio per step.", "k", "evaluations", "method", "
 _command("dualfast", "DualFast: one mixing constant per step (the law is this project's).", "tau", "evaluations")
 _command("grid", "Noise levels for a given number of calls.", "rounds")
 _command(
-    "all", "Levels, ratios and constants, then all numbers of the table together.", "k", "tau", "evaluations", "rounds"
-)
+    "all", "Levels, ratios and constants, then all numbers of the table together.", "k", "tau", "evaluations", "rounds",
+    *_PICTURES,
+)  # fmt: skip
 
 
 def find_model(name: str) -> Any:
@@ -138,23 +147,36 @@ def _run(
     given = {name: value for name, value in options.items() if value is not None}
     if str(given.get("tau", "")).isdecimal():
         given["tau"] = int(given["tau"])
+    lost = [name for name in _PICTURES if name in given]
+    if lost and "extractor" not in given:
+        raise DiffsampError(
+            f"{lost[0].replace('_', '-')}: is of no use without --extractor; name one, such as fashion-cnn"
+        )
     found = find_model(model)
     path = out or Path(filename(found.name, what, base))
     show = Progress(f"{what} on {base}")
     artifact = run(found, solver=base, nfe=calls, guidance_scale=scales, out=path, progress=show, **given)
     table = Table(title=f"{what} on {base}, {found.name}: error of the final state on held-out seeds")
-    for heading in ("calls", "guidance", "before", "after", "gain", "search calls", "kept"):
+    distances = any(setting.distance for setting in artifact.settings.values())
+    headings = ["calls", "guidance", "before", "after", "gain", "search calls", "kept"]
+    for heading in [*headings, *(["distance"] if distances else [])]:
         table.add_column(heading, justify="right")
     for setting in artifact.settings.values():
         before, after = setting.held_out_before, setting.held_out_after
         table.add_row(
             str(setting.nfe), f"{setting.guidance_scale:g}", f"{before:.5f}", f"{after:.5f}", f"{before / after:.2f}x",
-            str(setting.calls), setting.kept,
+            str(setting.calls), setting.kept, *([_distance(setting)] if distances else []),
         )  # fmt: skip
     Console().print(table)
     print(path)
     if plot is not None:
         _plot(artifact, plot)
+
+
+def _distance(setting: Any) -> str:
+    """Fréchet distance before and after, of a setting that was refined for it."""
+    facts = setting.distance
+    return "-" if facts is None else f"{facts['before']:.3f} to {facts['after']:.3f}"
 
 
 def _matplotlib() -> Any:
