@@ -13,8 +13,9 @@ speed        CPU seconds of one thread, composed of measured parts, calls x (bod
              with a random network of 4 layers and width 256.
 end_to_end   a few of the same cases run whole.
 
-Two peers are measured beside our samplers: "published", the loop of `published_ancestral.py`, and "tuned", our own
-`masked.ancestral`, which races in place. Bars are judged against the first; the second is printed next to it.
+Three peers are measured beside our samplers: "published", the loop of `published_ancestral.py`; "naive", the same loop
+keeping the network's output only, so that each step forms its probabilities again; and "tuned", our own
+`masked.ancestral`, which races in place. Bars are judged against the first; the others are printed next to it.
 """
 
 from __future__ import annotations
@@ -359,10 +360,21 @@ def parts(length: int, vocabulary: int, rounds: int) -> dict[str, float]:
     row, u = usable[:1], torch.rand(1, 2, dtype=torch.float64)
     begun = masked.init(masked.FirstHitting(), x, mask_id=vocabulary, seeds=[0], record_entropy=False)
 
-    def sampler(events: int = 8) -> None:
-        state = begun
+    def sampler(events: int = 4) -> float:
+        """Seconds of a step outside the network, which runs in between: what it leaves in the caches is its own."""
+        state, inside = begun, 0.0
+
+        def denoiser(ids: torch.Tensor, t: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            nonlocal inside
+            start = time.thread_time()
+            net.hidden(ids)
+            inside += time.thread_time() - start
+            return logits[:, positions[0]]
+
+        start = time.thread_time()
         for _ in range(events):
-            state = masked.step(state, lambda ids, t, positions=None: logits[:, positions[0]])  # type: ignore
+            state = masked.step(state, denoiser)
+        return (time.thread_time() - start - inside) / events
 
     functions: dict[str, Callable[[], Any]] = {"body": lambda: net.hidden(x), "head": lambda: net.head(hidden)}
     for name, dtype in (("fp32", torch.float32), ("fp64", torch.float64)):
@@ -373,14 +385,12 @@ def parts(length: int, vocabulary: int, rounds: int) -> dict[str, float]:
     small = least(
         {
             "head, one row": lambda: net.head(hidden[:, :1]),
-            "sampler": sampler,
             "inverse-CDF row": lambda: masked.categorical.draw(row, lambda shape: u),
             "fp64 Gumbel row": lambda: masked.sample_categorical(row, precision="fp64"),
         },
         10 * rounds,
     )
-    small["sampler"] /= 8
-    return large | small
+    return large | small | {"sampler": min(sampler() for _ in range(2 * rounds))}
 
 
 @torch.no_grad()
@@ -407,6 +417,7 @@ def composed(length: int, vocabulary: int, steps: int, c: dict[str, float]) -> d
     for p in ("fp64", "fp32"):
         seen = c["body"] + c["head"]
         peers[f"published {p}"] = calls * (seen + c[f"published probabilities {p}"]) + steps * c[f"published draw {p}"]
+        peers[f"naive {p}"] = calls * seen + steps * (c[f"published probabilities {p}"] + c[f"published draw {p}"])
         peers[f"tuned {p}"] = calls * (seen + c[f"tuned probabilities {p}"]) + steps * c[f"tuned draw {p}"]
     ours = {
         "count-first": calls * forward,
@@ -414,7 +425,9 @@ def composed(length: int, vocabulary: int, steps: int, c: dict[str, float]) -> d
         "count-first, one-row head": calls * one_row,
         "first hitting, one-row head": length * one_row,
     }
-    return {"L": length, "V": vocabulary, "N": steps, "calls": calls, "seconds": {**peers, **ours}}
+    network = {name: (c["body"] + c["head, one row" if "one-row" in name else "head"]) for name in ours}
+    shares = {name: network[name] / (network[name] + c["sampler"]) for name in ours}
+    return {"L": length, "V": vocabulary, "N": steps, "calls": calls, "seconds": {**peers, **ours}, "network": shares}
 
 
 def speed(quick: bool) -> dict[str, Any]:
@@ -436,44 +449,57 @@ def speed(quick: bool) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def whole(length: int, vocabulary: int, steps: int) -> dict[str, Any]:
-    """CPU seconds and network calls of whole runs, batch 1."""
+def whole(length: int, vocabulary: int, steps: int, peers: tuple[str, ...]) -> dict[str, Any]:
+    """CPU seconds and network calls of whole runs, batch 1, and the network's share of the time of ours."""
     net, x = network(length, vocabulary), torch.full((1, length), vocabulary)
     calls: dict[str, int] = {}
+    inside: dict[str, float] = {}
 
-    def full(ids: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return net(ids)
+    def loop(name: str) -> None:
+        kind, precision = name.split()
+        if kind == "tuned":
+            calls[name] = ancestral(lambda ids, t: net(ids), x, mask_id=vocabulary, steps=steps, precision=precision)[1]
+            return
+        keep, dtype = "logits" if kind == "naive" else "probabilities", getattr(torch, precision.replace("fp", "float"))
+        calls[name] = published.sample(net, x, vocabulary, steps, dtype, keep=keep)[1]
 
-    def at_rows(ids: torch.Tensor, t: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        return net(ids, positions=positions)
+    def ours(name: str, sampler: Any) -> None:
+        def timed(ids: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+            start = time.thread_time()
+            logits = net(ids, positions=positions)
+            inside[name] += time.thread_time() - start
+            return logits
 
-    def loop(name: str, dtype: torch.dtype) -> None:
-        calls[name] = published.sample(net, x, vocabulary, steps, dtype)[1]
+        def full(ids: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return timed(ids)
 
-    def tuned(name: str) -> None:
-        calls[name] = ancestral(full, x, mask_id=vocabulary, steps=steps)[1]
+        def at_rows(ids: torch.Tensor, t: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return timed(ids, positions)
 
-    def ours(name: str, sampler: Any, denoiser: Any) -> None:
+        inside[name], denoiser = 0.0, at_rows if "one-row" in name else full
         _, facts = masked.sample(denoiser, x, mask_id=vocabulary, sampler=sampler, seeds=[0], record_entropy=False)
         calls[name] = facts["calls"]
 
-    runs = {"published fp64": partial(loop, "published fp64", torch.float64)}
-    runs["published fp32"] = partial(loop, "published fp32", torch.float32)
-    runs["tuned fp64"] = partial(tuned, "tuned fp64")
+    runs = {name: partial(loop, name) for name in peers}
     for name, sampler in (("count-first", masked.CountFirst(steps)), ("first hitting", masked.FirstHitting())):
-        runs[name] = partial(ours, name, sampler, full)
-        runs[f"{name}, one-row head"] = partial(ours, f"{name}, one-row head", sampler, at_rows)
+        for head in ("", ", one-row head"):
+            runs[name + head] = partial(ours, name + head, sampler)
     torch.manual_seed(0)
-    return {"L": length, "V": vocabulary, "N": steps, "seconds": least(runs, 1), "calls": calls}
+    seconds = least(runs, 1)
+    shares = {name: spent / seconds[name] for name, spent in inside.items()}
+    return {"L": length, "V": vocabulary, "N": steps, "seconds": seconds, "calls": calls, "network": shares}
 
 
 def end_to_end(quick: bool) -> list[dict[str, Any]]:
-    # L, V, N, processes, memory kept
-    cases = [(64, 1024, 128, 1, False)] if quick else [
-        (128, 256, 128, 1, False), (128, 4096, 512, 3, False), (128, 4096, 512, 1, True)]  # fmt: skip
+    every = ("published fp64", "published fp32", "naive fp64", "tuned fp64")
+    # L, V, N, peers, processes, memory kept
+    cases: list[tuple[int, int, int, tuple[str, ...], int, bool]] = [(64, 1024, 128, every, 1, False)] if quick else [
+        (128, 256, 128, every, 1, False), (128, 4096, 512, every, 3, False), (128, 4096, 512, every, 1, True),
+        (512, 4096, 2048, ("published fp64", "naive fp64"), 1, False),
+        (512, 4096, 2048, ("published fp64", "naive fp64"), 1, True)]  # fmt: skip
     table = []
-    for length, vocabulary, steps, processes, kept in cases:
-        tries = [fresh(whole, length, vocabulary, steps, kept=kept) for _ in range(processes)]
+    for length, vocabulary, steps, peers, processes, kept in cases:
+        tries = [fresh(whole, length, vocabulary, steps, peers, kept=kept) for _ in range(processes)]
         seconds = {name: float(np.median([t["seconds"][name] for t in tries])) for name in tries[0]["seconds"]}
         ranges = {name: [min(v), max(v)] for name in seconds if (v := [t["seconds"][name] for t in tries])}
         table.append(tries[0] | {"seconds": seconds, "range": ranges, "processes": processes, "memory_kept": kept})

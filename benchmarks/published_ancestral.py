@@ -6,6 +6,9 @@ one-hot, their exponential kept while x stands still, and in every step q = p (t
 1e-10 - log(rand + 1e-10) at every position and class, and a mix with the tokens that are there. `dtype` is that of p
 and q: float32 in MDLM, float64 in later codes (BD3-LM, ReMDM). The grid ends at 0, so the last step leaves no mask and
 MDLM's closing argmax, one more call, is not needed; the loop, like its own, makes all its steps.
+
+With `keep="logits"` the loop is the naive cached one: it skips the network while x stands still and forms the
+probabilities again in every step, as samplers do that take logits and return a token.
 """
 
 from __future__ import annotations
@@ -52,12 +55,14 @@ def sample(
     steps: int,
     dtype: torch.dtype,
     *,
+    keep: str = "probabilities",
     stop: int | None = None,
     spent: dict[str, list[float]] | None = None,
 ) -> tuple[Tensor, int]:
     """Tokens (B, L) and network calls, on the linear schedule.
 
-    `stop` ends the loop after that many steps; `spent` receives the CPU seconds of each "probabilities" and "draw".
+    `keep` is what is kept while x stands still, "probabilities" or "logits"; `stop` ends the loop after that many
+    steps; `spent` receives the CPU seconds of each "probabilities" and "draw".
     """
 
     def timed(name: str, function: Callable[[], Tensor]) -> Tensor:
@@ -68,13 +73,14 @@ def sample(
         return result
 
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
-    p, calls = None, 0
+    logits, p, calls = None, None, 0
     for t, s in list(zip(times, times[1:], strict=False))[:stop]:
-        if p is None:
-            logits = network(x)
-            p, calls = timed("probabilities", partial(probabilities, logits, x, mask_id, dtype)), calls + 1
+        if logits is None:
+            logits, p, calls = network(x), None, calls + 1
+        if p is None or keep == "logits":
+            p = timed("probabilities", partial(probabilities, logits, x, mask_id, dtype))
         after = mix(x, timed("draw", partial(draw, p, t, s, mask_id)), mask_id)
         if not torch.equal(after, x):
-            p = None
+            logits = None
         x = after
     return x, calls

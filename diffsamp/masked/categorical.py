@@ -109,8 +109,7 @@ def draw(
         if tokens is not None:
             return tokens
     u = source((count, 2 if precision == "safe" else width)) if temperature > 0 else None
-    tokens = torch.empty(count, dtype=torch.int64, device=rows.device)
-    chunk = max(1, _CHUNK // width)
+    parts, chunk = [], max(1, _CHUNK // width)
     for first in range(0, count, chunk):
         part = slice(first, min(count, first + chunk))
         logits, top = _usable(rows[part], mask_id, first)
@@ -118,24 +117,30 @@ def draw(
             logits = filter_logits(logits, temperature, top_k, top_p)
             top = logits.amax(-1)
         if u is None:
-            tokens[part] = logits.argmax(-1)
+            parts.append(logits.argmax(-1))
         elif precision == "safe":
-            tile = 1 << max(6, (width.bit_length() + 1) // 2)
-            tokens[part], _ = two_level(_weights(logits, top), u[part].to(rows.device, torch.float64), tile)
+            tile = 1 << max(6, (logits.shape[1].bit_length() + 1) // 2)
+            parts.append(two_level(_weights(logits, top), u[part].to(rows.device, torch.float64), tile)[0])
         else:
             dtype = torch.float32 if precision == "fp32" else torch.float64
-            tokens[part] = _race(logits.softmax(-1, dtype=dtype), u[part].to(rows.device, dtype))
-    return tokens
+            p = logits.softmax(-1, dtype=dtype)
+            parts.append(_race(p, u[part, : p.shape[1]].to(rows.device, dtype)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _usable(logits: Tensor, mask_id: int | None, first: int) -> tuple[Tensor, Tensor]:
-    """Logits without the mask class, and their largest; infinite rows have their limit; bad rows are named."""
-    if mask_id is not None and 0 <= mask_id < logits.shape[-1]:
+    """Logits without the mask class, and their largest; infinite rows have their limit; bad rows are named.
+
+    A mask that is the last class is cut off, another one is made impossible: classes keep their numbers.
+    """
+    if mask_id is not None and mask_id == logits.shape[-1] - 1 > 0:
+        logits = logits[:, :mask_id]
+    elif mask_id is not None and 0 <= mask_id < logits.shape[-1]:
         logits = logits.clone()
         logits[:, mask_id] = -math.inf
     top = logits.amax(-1)
-    # The largest of a row is NaN or infinite if the row is bad; the sum of few numbers says so in one small operation.
-    if not math.isfinite(float(top.double().sum())):
+    # The largest of a row is NaN or infinite if the row is bad. For few rows Python is done before another operation.
+    if not (all(map(math.isfinite, top.tolist())) if len(top) <= 8 else bool(top.isfinite().all())):
         for fault, text in ((top.isnan(), "holds NaN"), (top == -math.inf, "has no class with probability above zero")):
             if bool(fault.any()):
                 raise DiffsampError(f"logits: row {first + int(fault.nonzero()[0])} {text}")

@@ -191,7 +191,7 @@ def step(state: MaskedState, denoiser: Denoiser) -> MaskedState:
     rows = state.active
     device = state.x.device
     index = torch.from_numpy(rows).to(device)
-    x = state.x[index]
+    x = state.x.clone() if len(rows) == len(state.x) else state.x[index]
     t = torch.from_numpy(_time(state, rows)).to(device)
     if state.permutation is not None:
         positions, tokens, spread, previous = _in_random_order(state, denoiser, x, t, rows, index)
@@ -370,9 +370,12 @@ def commit(
 ) -> MaskedState:
     """State with `tokens` (R,) written at `positions` (R, 2)."""
     x, step_of = state.x.clone(), state.step_of.clone()
-    at = positions.to(x.device).unbind(1)
-    x[at] = tokens.to(x.device)
-    step_of[at] = state.event
+    if x.is_cpu:  # the same memory through NumPy, where writing a few numbers takes less
+        at = tuple(positions.numpy().T)
+        x.numpy()[at], step_of.numpy()[at] = tokens.numpy(), state.event
+    else:
+        at = positions.to(x.device).unbind(1)
+        x[at], step_of[at] = tokens.to(x.device), state.event
     revealed = state.revealed + np.bincount(positions[:, 0].numpy(), minlength=x.shape[0])
     entropies = state.entropies if spread is None else (*state.entropies, spread)
     return replace(

@@ -33,22 +33,18 @@ def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -
     """
     count, width = weights.shape
     few = weights.is_cpu and count <= _FEW and not weights.requires_grad
-    if width <= tile and few:
-        tokens, totals = np.empty(count, np.int64), np.empty((count, 1))
-        for i, (row, u) in enumerate(zip(weights.numpy(), uniforms.numpy(), strict=True)):
-            tokens[i], totals[i] = _pick_one(row.cumsum(dtype=np.float64), u[1])
-        return torch.from_numpy(tokens), torch.from_numpy(totals)
     if width <= tile:
+        if few:
+            return _few_rows(weights.numpy(), None, uniforms.numpy(), tile)
         running = weights.cumsum(1, dtype=torch.float64)
         return pick(running, uniforms[:, 1:]).squeeze(1), running[:, -1:]
     tiles, rest = width // tile, width % tile
-    sums = weights.new_empty((count, tiles + (rest > 0)), dtype=torch.float64)
-    sums[:, :tiles] = weights[:, : tiles * tile].unflatten(1, (tiles, tile)).sum(-1)
+    sums = weights[:, : tiles * tile].unflatten(1, (tiles, tile)).sum(-1)
     if rest:
-        sums[:, tiles] = weights[:, tiles * tile :].sum(1)
+        sums = torch.cat([sums, weights[:, tiles * tile :].sum(1, keepdim=True)], 1)
     if few:
         return _few_rows(weights.numpy(), sums.numpy(), uniforms.numpy(), tile)
-    running = sums.cumsum_(1)
+    running = sums.cumsum(1, dtype=torch.float64)
     chosen = pick(running, uniforms[:, :1]).clamp_max_(running.shape[1] - 1)  # a row with NaN stays inside
     start = chosen * tile
     if rest:
@@ -62,22 +58,29 @@ def two_level(weights: torch.Tensor, uniforms: torch.Tensor, tile: int = TILE) -
 
 
 def _few_rows(
-    weights: np.ndarray, sums: np.ndarray, uniforms: np.ndarray, tile: int
+    weights: np.ndarray, sums: np.ndarray | None, uniforms: np.ndarray, tile: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The end of :func:`two_level` row by row: the same additions in the same order, so the same classes."""
-    tokens, totals = np.empty(len(sums), np.int64), np.empty((len(sums), 1))
-    for i, (row, u) in enumerate(zip(weights, uniforms, strict=True)):
-        chosen, totals[i] = _pick_one(sums[i].cumsum(), u[0])
-        start = min(chosen, sums.shape[1] - 1) * tile
-        tokens[i] = start + _pick_one(row[start : start + tile].cumsum(dtype=np.float64), u[1])[0]
+    count = len(weights)
+    tokens, totals = np.empty(count, np.int64), np.empty((count, 1))
+    for i in range(count):
+        row, start = weights[i], 0
+        if sums is not None:
+            chosen, totals[i] = _pick_one(sums[i], uniforms[i, 0])
+            start = min(chosen, sums.shape[1] - 1) * tile  # a row with NaN stays inside
+            row = row[start : start + tile]
+        chosen, total = _pick_one(row, uniforms[i, 1])
+        tokens[i] = start + chosen
+        if sums is None:
+            totals[i] = total
     return torch.from_numpy(tokens), torch.from_numpy(totals)
 
 
-def _pick_one(cumulative: np.ndarray, u: float) -> tuple[int, float]:
-    """:func:`pick` for one row, and the row's total."""
-    total = cumulative[-1]
-    chosen = min(cumulative.searchsorted(u * total, "right"), cumulative.searchsorted(total))
-    return int(chosen), float(total)
+def _pick_one(weights: np.ndarray, u: float) -> tuple[int, float]:
+    """:func:`pick` by the running total of one row, and the row's total."""
+    running = weights.cumsum(dtype=np.float64)
+    total = running[-1]
+    return min(int(running.searchsorted(u * total, "right")), int(running.searchsorted(total))), float(total)
 
 
 def draw_rows(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
