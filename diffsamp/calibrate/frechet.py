@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 
@@ -73,6 +74,8 @@ def distance_of(
 ) -> tuple[Distance, dict[str, str]]:
     """(distance, what it was made of) by the names of extractor and reference.
 
+    "embedded" is the training split here: distances are reported against the test split.
+
     Raises:
         DiffsampError: unknown names, or a model whose samples are no pictures.
     """
@@ -80,14 +83,31 @@ def distance_of(
     from ..metrics.references import reference as reference_of
 
     made = extractor_of(extractor, feature_weights=None if feature_weights is None else str(feature_weights))
-    real = reference_of(reference, made)
+    if reference == "embedded":
+        reference_of(reference, made)  # says what is wrong with another extractor
+        name, mean, covariance, key = _training_pictures()
+    else:
+        real = reference_of(reference, made)
+        name, mean, covariance, key = real.name, real.stats.mean, real.stats.covariance, real.fingerprint
     if model.pictures is None:
         raise DiffsampError(
             f"extractor: {extractor} needs pictures, and model {model.name} has samples of shape {model.shape}; "
             "give diffsamp.calibrate.Model its own pictures function"
         )
     facts = {
-        "extractor": made.name, "extractor_sha256": made.fingerprint, "reference": real.name,
-        "reference_fingerprint": real.fingerprint,
+        "extractor": made.name, "extractor_sha256": made.fingerprint, "reference": name, "reference_fingerprint": key,
     }  # fmt: skip
-    return Distance(made, real.stats.mean, real.stats.covariance, model.pictures), facts
+    return Distance(made, mean, covariance, model.pictures), facts
+
+
+def _training_pictures() -> tuple[str, np.ndarray, np.ndarray, str]:
+    """(name, mean, covariance, fingerprint) of the embedded data's training split.
+
+    A run is measured against the test split; what is fitted must not have seen it.
+    """
+    from .. import models
+
+    tensors, facts = models.reference()
+    mean, covariance = (tensors[name].double().numpy() for name in ("train_mean", "train_cov"))
+    key = hashlib.sha256(mean.tobytes() + covariance.tobytes()).hexdigest()[:16]
+    return f"Fashion-MNIST training, {facts['train_n']} pictures", mean, covariance, key

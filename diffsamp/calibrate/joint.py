@@ -153,7 +153,7 @@ def calibrate_all(
 
     Args:
         extractor: a name of :mod:`diffsamp.metrics.extractors`.
-        reference: the real pictures or their statistics, as of ``diffsamp bench``.
+        reference: the real pictures or their statistics, as of ``diffsamp bench``; "embedded" is the training split.
         feature_weights: file of the extractor's weights, where it needs one.
         pictures: how many a distance is made of; their seeds are used for nothing else.
         weight: of the distance against the error, each in units of its start.

@@ -39,7 +39,7 @@ _OPTIONS: dict[str, tuple[Any, str, Any]] = {
     "iterations": (int | None, "Iterations of adamw per ratio (40 in the paper).", None),
     "rounds": (int | None, "Rounds of Gauss-Newton, at most.", None),
     "extractor": (str | None, "Refine for the Fréchet distance of these features, such as fashion-cnn.", None),
-    "reference": (str | None, "Real pictures: embedded, a folder, .npz, .safetensors.", None),
+    "reference": (str | None, "Real pictures: embedded (training split), a folder, .npz, .safetensors.", None),
     "feature_weights": (Path | None, "The extractor's weights, where it needs a file.", None),
     "pictures": (int | None, "Pictures per distance; 512 or more are advised.", None),
     "weight": (float | None, "Of the distance against the error, in units of their starts.", None),

@@ -260,6 +260,7 @@ def test_the_command_refines_and_shows_the_distance(tmp_path):
     text = call("all", *small, *few, "--extractor", "fashion-cnn", "--pictures", "64", "--bound", "2")
     facts = Artifact.load(path).setting(3, 1.0).distance
     assert facts is not None and facts["extractor"] == "fashion-cnn" and facts["bound"] == 2.0
+    assert "training" in facts["reference"]  # the test split is what distances are reported against
     assert f"{facts['before']:.3f}" in text and "derivative 1 of" in text
     with pytest.raises(DiffsampError, match="pictures: is of no use without --extractor"):
         call("all", *small, "--pictures", "64")

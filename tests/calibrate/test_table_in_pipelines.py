@@ -86,5 +86,6 @@ def test_a_start_inside_or_at_another_noise_is_refused(pipe):
 
 
 def test_a_setting_that_is_not_there_names_the_command():
-    with pytest.raises(DiffsampError, match="diffsamp calibrate all --nfe 5 --guidance-scale 2.5"):
+    command = "diffsamp calibrate all --nfe 5 --guidance-scale 2.5 --solver unipc --model fashion"
+    with pytest.raises(DiffsampError, match=command):
         calibrate.resolve("all(unipc)", model="fashion", nfe=5, guidance_scale=2.5)
