@@ -28,6 +28,13 @@ def main() -> None:
         alone = masked.sample_categorical(logits[2:3], seeds=seeds[2:3], step=3, temperature=0.7, mask_id=7)
         assert torch.equal(alone, got[2:3])
     assert categorical.kernel_backend(logits.double()) is None
+    logits = torch.randn(2, 301, generator=generator) * 2
+    race = {"seed": 3, "keys": torch.tensor([8, 9]), "step": 1, "method": "race", "backend": "triton"}
+    final, owner = torch.full_like(logits, -torch.inf), torch.arange(301) // 151
+    for part in (0, 1):
+        won = kernel(logits.masked_fill(owner != part, -torch.inf), **race).tokens[:, None]
+        final.scatter_(1, won, logits.gather(1, won))
+    assert torch.equal(kernel(final, **race).tokens, kernel(logits, **race).tokens)
     tokens, facts = masked.sample(
         lambda x, t: torch.zeros(*x.shape, 9), torch.full((2, 4), 8), mask_id=8, seeds=[0, 1], record_entropy=False
     )

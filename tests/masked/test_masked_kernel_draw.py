@@ -115,6 +115,30 @@ def test_kernel_is_chosen_for_the_dtypes_it_has_where_triton_would_run(monkeypat
     assert categorical.kernel_backend(rows.double()) is None
 
 
+@pytest.mark.parametrize("parts", [2, 3, 8])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_race_over_parts_of_the_vocabulary_has_the_winner_of_the_whole(parts, interleaved):
+    # As on several devices that hold a part of the classes each: a winner of each part, then a race of the winners.
+    rows, width = 300, 1000
+    logits = torch.randn(rows, width, generator=torch.Generator().manual_seed(3)) * 3
+    owner = torch.arange(width) % parts if interleaved else torch.arange(width) * parts // width
+
+    def in_parts(method):
+        options = {"seed": 5, "keys": torch.arange(rows) * 7919 - 3, "step": 7, "method": method, "backend": "torch"}
+        final, mass = torch.full_like(logits, -math.inf), []
+        for part in range(parts):
+            won = kernel(logits.masked_fill(owner != part, -math.inf), **options)
+            assert bool((owner[won.tokens] == part).all())
+            final.scatter_(1, won.tokens[:, None], logits.gather(1, won.tokens[:, None]))
+            mass.append(won.lse)
+        whole = kernel(logits, **options)
+        assert torch.allclose(torch.stack(mass).logsumexp(0), whole.lse, atol=1e-5)
+        return kernel(final, **options).tokens, whole.tokens
+
+    assert torch.equal(*in_parts("race"))
+    assert not torch.equal(*in_parts("tile"))  # an inverse CDF is not invariant, so equality above says something
+
+
 def test_dispatch_reaches_triton_and_draws_what_its_definition_draws():
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "DIFFSAMP_BACKEND")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "kernels" / "torch-ext"), env.get("PYTHONPATH", "")])
