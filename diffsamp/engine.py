@@ -351,7 +351,7 @@ def sample(
         prediction: type of the prediction (``sample`` is x0).
         seeds: one per sample; the noise of step i then depends on (seed, i) alone.
         generator: torch generator(s), in place of seeds.
-        noise: ``i -> unit noise`` in place of both.
+        noise: ``i -> unit noise`` in place of both (a corrector's resampling still follows those).
         guidance: a guidance of :mod:`diffsamp.guidance`, or a text such as ``"apg:7.5"``.
         corrector: of :mod:`diffsamp.correctors`, or a text such as ``"fkc:target=cfg,scale=5,particles=8"``; the batch
             axis then holds its particles.
@@ -365,8 +365,8 @@ def sample(
         from .correctors import parse as corrector_of
 
         return corrector_of(corrector).sample(
-            plan, denoiser, x, prediction=prediction, seeds=seeds, generator=generator, guidance=guidance,
-            callback=callback,
+            plan, denoiser, x, prediction=prediction, seeds=seeds, generator=generator, noise=noise, guidance=guidance,
+            callback=callback, check_finite=check_finite,
         )  # fmt: skip
     if isinstance(guidance, str):
         from .guidance import parse

@@ -240,6 +240,7 @@ class Corrector:
         row, span = plan.rows[index], spans(plan)[index]
         outputs = (outputs,) if isinstance(outputs, torch.Tensor) else tuple(outputs)
         extra: Any = None
+        rate: torch.Tensor | None = None
         if len(outputs) != self.conditions:
             raise DiffsampError(
                 f"denoiser: returned {len(outputs)} predictions; {self.target.name if self.target else 'this'} "
@@ -248,7 +249,7 @@ class Corrector:
         if not self.plain:
             outputs = self._x0(plan, state.run, row.level, outputs, prediction)
             prediction = "sample"
-            state, outputs, extra = self._close(plan, state, outputs, row, span, uniforms)
+            state, outputs, extra, rate = self._close(plan, state, outputs, row, span, uniforms)
         fresh: Any = (noise(index) if callable(noise) else noise) if row.uses_noise else None
         x = state.run.input
         if self.plain:
@@ -258,7 +259,8 @@ class Corrector:
         pending, opened = state.pending, state.opened
         if span.opens:
             pending = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-            rate = pending if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
+            if rate is None:
+                rate = pending if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
             start, stop = self._whole_step(plan, index)
             s = row.level.noise_to_signal
             if isinstance(self.potential, Tilt):
@@ -338,9 +340,11 @@ class Corrector:
 
     def _close(
         self, plan: Plan, state: State, outputs: Any, row: Any, span: Any, uniforms: Any
-    ) -> tuple[State, Any, Any]:
+    ) -> tuple[State, Any, Any, torch.Tensor | None]:
+        """State after the closing, and what moved with the ancestors: predictions, reward and slope, Q where known."""
         x, level = state.run.input, row.level
         extra: Any = None
+        rate: torch.Tensor | None = None
         if isinstance(self.potential, Tilt) and span.opens:
             extra = evaluate(self.potential.reward, x / level.alpha, True)
         elif isinstance(self.potential, Steering | Twist) and span.opens:
@@ -348,26 +352,31 @@ class Corrector:
             extra = evaluate(seen(self.potential), mixed, isinstance(self.potential, Twist))
             state = self._charge(state, extra[0], final=False)
         if not span.opens or state.pending is None:
-            return state, outputs, extra
+            return state, outputs, extra, None
         if state.below is not None and self.target is not None:
             up = math.log(level.noise_to_signal / span.start)
-            rise = 0.5 * up * (state.below + self.target.rate(outputs, x, level))
+            rate = self.target.rate(outputs, x, level)
+            rise = 0.5 * up * (state.below + rate)
             state = replace(state, pending=state.pending - rise, below=None)
         if state.opened is not None:
-            rate, start, stop = state.opened
-            now = torch.zeros_like(rate) if self.target is None else self.target.rate(outputs, x, level)
+            before, start, stop = state.opened
+            if rate is None and self.target is not None:
+                rate = self.target.rate(outputs, x, level)
+            now = torch.zeros_like(before) if rate is None else rate
             if isinstance(self.potential, Tilt):
                 mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, level)
                 now = now + self.potential.beta(span.start) * _dot(extra[1], mixed - x / level.alpha)
             if math.isfinite(start):
                 assert state.pending is not None
-                state = replace(state, pending=state.pending + math.log(start / stop) / 2 * (rate + now))
+                state = replace(state, pending=state.pending + math.log(start / stop) / 2 * (before + now))
         moved = list(outputs) + ([] if extra is None else [e for e in extra if e is not None])
+        moved += [] if rate is None else [rate]
         state, moved = self._settle(plan, state, state.run.index, level.noise_to_signal, uniforms, moved)
+        rate = None if rate is None else moved.pop()
         if extra is not None:
             values = moved[len(outputs) :]
             extra = (values[0], values[1] if len(values) > 1 else None)
-        return state, tuple(moved[: len(outputs)]), extra
+        return state, tuple(moved[: len(outputs)]), extra, rate
 
     def _charge(self, state: State, value: torch.Tensor, *, final: bool) -> State:
         """Bring the potential of rewards ``value`` into the open increments."""
@@ -444,8 +453,10 @@ class Corrector:
         prediction: str = "sample",
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        noise: Callable[[int], torch.Tensor] | None = None,
         guidance: Any = None,
         callback: Callable[[int, Any], None] | None = None,
+        check_finite: bool = False,
     ) -> Result:
         """Run a plan with weights.
 
@@ -456,19 +467,30 @@ class Corrector:
             seeds: one per group (slots get their own, derived) or one per particle. The noise and the ancestry of a
                 group then depend on its seed alone.
             generator: one torch generator in place of seeds.
+            noise: ``row -> unit noise`` of the shape of ``x``, in place of what seeds or the generator would draw;
+                resampling and the choice at the end still follow those.
             guidance: must be None: guidance is a target here.
+            check_finite: stop at the first prediction that is not finite (one host sync per step).
+
+        Raises:
+            DiffsampError: the plan is deterministic, the batch is no whole number of groups, a reward, a weight or
+                (with ``check_finite``) a prediction is not finite, or ``noise`` has another shape.
         """
         if guidance is not None:
             raise DiffsampError("guidance: is the target of a corrector; write target=cfg,scale=... and leave it out")
         n = x.shape[0]
         groups, share = self._groups(n), self.shard.share(n)
         draw, uniforms, pick = self._randomness(plan, x, groups, share, seeds, generator)
+        if noise is not None:
+            draw = _given(noise, x.shape, share)
         state = self.init(plan, x)
         while state.run.index < len(plan.rows):
             index = state.run.index
             level = plan.rows[index].level
             value = state.run.input if state.run.input.dtype == x.dtype else state.run.input.to(x.dtype)
             outputs = self._evaluate(denoiser, value, level, share.start)
+            if check_finite:
+                self._require_finite(outputs, index, level)
             state = self.step(plan, state, outputs, draw, uniforms, prediction=prediction)
             if callback is not None:
                 callback(index, state)
@@ -504,6 +526,15 @@ class Corrector:
             found = denoiser(piece, level, **where)
             parts.append((found,) if isinstance(found, torch.Tensor) else tuple(found))
         return parts[0] if len(parts) == 1 else tuple(torch.cat(same) for same in zip(*parts, strict=True))
+
+    def _require_finite(self, outputs: Sequence[torch.Tensor], index: int, level: Any) -> None:
+        fine = torch.stack([torch.isfinite(o.flatten(1)).all(1) for o in outputs]).all(0)
+        # Of all processes, so that none is left waiting for one that has stopped.
+        bad = (self.shard.collect(fine.to(torch.float64)) == 0).nonzero().flatten().tolist()
+        if bad:
+            raise DiffsampError(
+                f"denoiser: prediction of sample {bad} at step {index} (sigma {level.sigma:.4g}) is not finite"
+            )
 
     def _randomness(self, plan: Plan, x: torch.Tensor, groups: int, share: slice, seeds: Any, generator: Any) -> Any:
         shape, dtype = x.shape[1:], engine.working_dtype(x.dtype)
@@ -550,6 +581,20 @@ def slot_seeds(seeds: Sequence[int], groups: int, particles: int) -> list[int]:
         if len(set(mine)) < particles:
             raise DiffsampError(f"seeds: two particles of group {g} share a seed; duplicates would stay identical")
     return made
+
+
+def _given(
+    noise: Callable[[int], torch.Tensor], shape: torch.Size, share: slice
+) -> Callable[[int], torch.Tensor]:
+    """This process's rows of a noise that the caller supplies for all particles."""
+
+    def draw(row: int) -> torch.Tensor:
+        found = noise(row)
+        if found.shape != shape:
+            raise DiffsampError(f"noise: got shape {tuple(found.shape)} at row {row}; needs {tuple(shape)}")
+        return found[share]
+
+    return draw
 
 
 def _takes_rows(denoiser: Callable[..., Any]) -> bool:

@@ -41,18 +41,24 @@ def spans(plan: Plan) -> tuple[Span, ...]:
         if row.committed:
             reached = min(reached, row.next_level.noise_to_signal)
         stop = min(clock, reached)
-        found.append(Span(opens, clock, stop, _churn(plan, row, clock, stop)))
+        found.append(Span(opens, clock, stop, _churn(plan, len(found), stop)))
         opens, clock = stop < clock, stop
     plan.__dict__["_spans"] = tuple(found)
     return plan.__dict__["_spans"]
 
 
-def _churn(plan: Plan, row, start: float, stop: float) -> float:
-    # xt' = (1 − c)·xt + c·x0 + ..., c = (1 + z)·h/(2 s0²); in the epsilon form xt' = xt − c·s0·epsilon.
-    share = sum(row.advance.m) / row.next_level.alpha
-    s = row.level.noise_to_signal
+def _churn(plan: Plan, index: int, stop: float) -> float:
+    # xt' = (1 − c)·xt + c·x0 + ..., c = (1 + z)·h/(2 s0²); in the epsilon form xt' = xt + Σ w_j·epsilon_j with
+    # Σ w_j·s_j = −(1 + z)·h/2, which is how a score that does not change moves the sample.
+    row = plan.rows[index]
+    s, alpha = row.level.noise_to_signal, row.next_level.alpha
     if plan.form == "epsilon":
-        share = -share / s
+        if s == math.inf:
+            return 0.0
+        levels = [plan.rows[index - j].level.noise_to_signal for j in range(len(row.advance.m))]
+        share = -sum(w * level for w, level in zip(row.advance.m, levels, strict=True)) / (alpha * s * s)
+    else:
+        share = sum(row.advance.m) / alpha
     part = 1.0 - (stop / s) ** 2
     return max(2.0 * share / part - 1.0, 0.0) if part > 0 else 0.0
 
@@ -63,20 +69,26 @@ def power_gains(total: float, ratio: float, churn: float) -> tuple[float, float]
     Short steps hold the score: the gains are B and 1, which is right also where s is below the scale of the data and
     x0 follows xt. Long steps would overshoot (and blow up) with those: there x0 is held, the mixed score is
     B·(x0 − xt)/s², and its solution decays by ratio^((1+z)·B) and gathers the variance of such a process. Both agree to
-    first order. A step is short if the plain drift takes less than half of the way to the mean and long if it takes
-    three quarters or more; the gains in between are interpolated.
+    first order only, so holding x0 in a short step would take a second-order kernel's order away. A step is long if it
+    forgets 85 % or more of where it was, or if the plain drift to a power B > 1 would go one and a half of the way to
+    the mean; it is short below 60 % and one, and the gains in between are interpolated.
     """
     p = 1.0 + churn
     if ratio <= 0.0:
         return 1.0, 1.0
-    way = p / 2.0 * (1.0 - ratio * ratio) * max(total, 1.0)
-    long = min(max(4.0 * way - 2.0, 0.0), 1.0)
+    long = _ramp(1.0 - ratio**p, 0.6, 0.85)
+    if total > 1.0:
+        long = max(long, _ramp(total * p / 2.0 * (1.0 - ratio * ratio), 1.0, 1.5))
     if long == 0.0:
         return total, 1.0
     log = math.log(ratio)
     drift = math.expm1(p * total * log) / math.expm1(p * log)
     noise = math.sqrt(_spread(p * total - 1.0, log) / _spread(p - 1.0, log))
     return total + long * (drift - total), 1.0 + long * (noise - 1.0)
+
+
+def _ramp(value: float, low: float, high: float) -> float:
+    return min(max((value - low) / (high - low), 0.0), 1.0)
 
 
 def _spread(q: float, log_ratio: float) -> float:

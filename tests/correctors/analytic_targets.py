@@ -28,10 +28,19 @@ class Mixture:
 
     def x0(self, xt, s):
         """Posterior mean of x0 for tensors (n, 1)."""
-        mu, v = torch.from_numpy(self.mu), torch.from_numpy(self.v)
-        total = v + s * s
-        logits = -0.5 * (xt - mu) ** 2 / total - 0.5 * torch.log(total) + torch.from_numpy(np.log(self.w))
-        return (torch.softmax(logits, 1) * (mu + v / total * (xt - mu))).sum(1, keepdim=True)
+        total = self.v + s * s
+        means = [m + v / c * (xt - m) for m, v, c in zip(self.mu, self.v, total, strict=True)]
+        if len(means) == 1:
+            return means[0]
+        logits = [
+            math.log(w) - 0.5 * math.log(c) - 0.5 / c * (xt - m).square()
+            for w, m, c in zip(self.w, self.mu, total, strict=True)
+        ]
+        top = logits[0]
+        for other in logits[1:]:
+            top = torch.maximum(top, other)
+        shares = [(one - top).exp_() for one in logits]
+        return sum(p * m for p, m in zip(shares, means, strict=True)) / sum(shares)
 
 
 def moments(experts, powers, s, extra=None):
@@ -83,7 +92,7 @@ def estimates(result, alpha, groups):
 
 def estimated(corrector, experts, powers, process, *, n=200, groups=64, bare=64, seed=0, z=2.0, extra=None):
     """(estimates of the corrected run, of the drift alone, exact moments by quadrature)."""
-    plan = diffsamp.correctors.euler_maruyama(process, karras(process, n), z=z)
+    plan = diffsamp.correctors.adams_maruyama(process, karras(process, n), z=z)
     made = []
     for c, count in ((corrector, groups), (without_weights(corrector), bare)):
         x, generator = start(plan, count * corrector.particles, seed)

@@ -195,6 +195,37 @@ def test_sample_takes_a_corrector_as_text():
         assert "\n" not in str(error.value)
 
 
+def test_noise_of_the_caller_takes_the_place_of_the_drawn_one_and_seeds_still_resample():
+    plan = plan_of()
+    x, slots = begin(plan, [5, 6], 4)
+    text = "fkc:target=cfg,scale=4,particles=4,ess=1,choose=all"
+    own = lambda i: diffsamp.rng.normal(slots, (3,), i, dtype=torch.float64)  # noqa: E731
+    drawn = diffsamp.sample(plan, separable, x, seeds=slots, corrector=text)
+    given = diffsamp.sample(plan, separable, x, seeds=slots, corrector=text, noise=own)
+    assert torch.equal(given, drawn)
+    other = diffsamp.sample(plan, separable, x, seeds=slots, corrector=text, noise=lambda i: -own(i))
+    assert not torch.allclose(other, drawn)
+    with pytest.raises(DiffsampError, match=r"noise: got shape \(4, 3\) at row 0; needs \(8, 3\)") as error:
+        diffsamp.sample(plan, separable, x, seeds=slots, corrector=text, noise=lambda i: own(i)[:4])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["cfg,scale=4", "cfg,scale=1"])
+def test_prediction_that_is_not_finite_is_named_with_its_sample_and_step(target):
+    plan = plan_of()
+    x, slots = begin(plan, [5, 6], 4)
+
+    def broken(x, level):
+        cond, uncond = separable(x, level)
+        if level.sigma == plan.rows[3].level.sigma:
+            uncond[5, 1] = math.inf
+        return cond, uncond
+
+    with pytest.raises(DiffsampError, match=r"prediction of sample \[5\] at step 3 .* not finite") as error:
+        diffsamp.sample(plan, broken, x, seeds=slots, corrector=f"fkc:target={target},particles=4", check_finite=True)
+    assert "\n" not in str(error.value)
+
+
 def test_two_processes_give_the_particles_of_one(tmp_path):
     script = tmp_path / "ranks.py"
     script.write_text(

@@ -1,9 +1,10 @@
 """Corrected runs against quadrature.
 
-One set-up for all targets and processes: Euler-Maruyama with z = 2, 200 steps of a Karras grid from 20 to .02, 512
-particles, 64 or more groups. Everything is seeded. ``assert_right`` computes from the spread over groups how often a
-right result would fail with another seed, and asks for 1e-5 or less; ``assert_wrong`` asks that the floor is passed by
-as many standard errors.
+One set-up for all targets and processes: Adams-Bashforth-Maruyama with z = 2 (one evaluation per step, as
+Euler-Maruyama, whose step error alone is .033 at beta .5: see test_step_errors), 200 steps of a Karras grid from 20 to
+.02, 512 particles, 64 or more groups. Everything is seeded. ``assert_right`` computes from the spread over groups how
+often a right result would fail with another seed, and asks for 1e-5 or less; ``assert_wrong`` asks that the floor is
+passed by as many standard errors.
 """
 
 import numpy as np
@@ -42,32 +43,32 @@ def three_modes(scale=1.0):
 
 PAIR = [gauss(-1, 1), gauss(2, 0.5)]
 GUIDED = [gauss(2, 1), gauss(0, 4)]
+GUIDED_FURTHER = [gauss(3, 1), gauss(0, 4)]
 
-# target, experts, groups, bars of the corrected |bias| (mean, variance, mass), floors of the uncorrected (0: not asked)
+# target, experts, groups with and without weights, bars of the corrected |bias| (mean, variance, mass), floors of the
+# uncorrected one (0: not asked)
 CASES = {
-    # At beta .5 the variance is 2, six times that at beta 3, for which the bar of .03 is: 3 % here, 9 % there.
-    "anneal-0.5": (annealed(0.5), [gauss(0, 1)], 96, (0.06, 0.06, 0.03), (0, 1.0, 0)),
-    "anneal-2": (annealed(2.0), [gauss(0, 1)], 96, (0.03, 0.03, 0.02), (0, 0.06, 0)),
-    "anneal-3": (annealed(3.0), [gauss(0, 1)], 96, (0.03, 0.03, 0.02), (0, 0.06, 0)),
-    "product": (product(2), PAIR, 64, (0.03, 0.03, 0.02), (0.09, 0.04, 0)),
-    "root-of-product": (product(2, 0.5), PAIR, 96, (0.03, 0.03, 0.02), (0.09, 0, 0.04)),
-    "cfg-gauss-2.5": (cfg(2.5), GUIDED, 64, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
-    "cfg-gauss-3": (cfg(3.0), GUIDED, 64, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
-    "cfg-mixture-3": (cfg(3.0), three_modes(), 64, (0.15, 0.2, 0.02), (0.4, 0, 0.09)),
-    "annealed-cfg-0.8": (cfg(2.5, 0.8), GUIDED, 64, (0.04, 0.04, 0.02), (0.1, 0.03, 0)),
-    "annealed-cfg-1.5": (cfg(2.5, 1.5), GUIDED, 64, (0.04, 0.04, 0.02), (0.06, 0.03, 0)),
+    "anneal-0.5": (annealed(0.5), [gauss(0, 1)], 384, 64, (0.03, 0.03, 0.02), (0, 1.0, 0)),
+    "anneal-2": (annealed(2.0), [gauss(0, 1)], 96, 96, (0.03, 0.03, 0.02), (0, 0.06, 0)),
+    "anneal-3": (annealed(3.0), [gauss(0, 1)], 96, 64, (0.03, 0.03, 0.02), (0, 0.06, 0)),
+    "product": (product(2), PAIR, 64, 64, (0.03, 0.03, 0.02), (0.09, 0.04, 0)),
+    "root-of-product": (product(2, 0.5), PAIR, 96, 64, (0.03, 0.03, 0.02), (0.09, 0, 0.04)),
+    "cfg-gauss-2.5": (cfg(2.5), GUIDED, 64, 64, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
+    "cfg-gauss-3": (cfg(3.0), GUIDED, 64, 64, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
+    "cfg-mixture-3": (cfg(3.0), three_modes(), 64, 64, (0.15, 0.15, 0.02), (0.4, 0, 0.09)),
+    "annealed-cfg-0.8": (cfg(2.5, 0.8), GUIDED_FURTHER, 64, 192, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
+    "annealed-cfg-1.5": (cfg(2.5, 1.5), GUIDED_FURTHER, 64, 64, (0.04, 0.04, 0.02), (0.1, 0.06, 0)),
 }
 
 
 @pytest.mark.parametrize("kind", PROCESSES)
 @pytest.mark.parametrize("name", CASES)
 def test_corrected_run_has_the_moments_of_the_target_and_the_bare_drift_has_not(name, kind):
-    target, experts, groups, bars, floors = CASES[name]
+    target, experts, groups, bare, bars, floors = CASES[name]
     corrector = Corrector(target, 512, 0.9, rule="trapezoid")
     corrected, bare, exact = estimated(
-        corrector, experts, target.powers, process_of(kind), groups=groups, bare=128 if floors[1] == 0.06 else 64,
-        seed=PROCESSES.index(kind),
-    )  # fmt: skip
+        corrector, experts, target.powers, process_of(kind), groups=groups, bare=bare, seed=PROCESSES.index(kind)
+    )
     assert_right(corrected, exact, bars)
     assert_wrong(bare, exact, floors)
 
@@ -87,24 +88,15 @@ def test_unweighted_annealing_has_the_closed_limit_of_its_drift(z):
 @pytest.mark.parametrize("kind", PROCESSES)
 def test_reward_tilt_moves_the_mean_to_its_closed_form(kind):
     # Modes N(m, v) of weight p become N(m + v, v) of weight p·exp(m + v/2): the mean is 2.583.
-    q = Mixture([0.3, 0.7], [-1.0, 2.0], [0.16, 0.64])
+    q = Mixture([0.7, 0.3], [-2.0, 2.0], [0.747, 0.747])
     tilt = Tilt(lambda xt: xt[:, 0], 1.0, s_min=0.02, s_max=20.0)
     corrector = Corrector(None, 512, 0.9, potential=tilt, rule="trapezoid")
     corrected, bare, exact = estimated(
-        corrector, [q], (1.0,), process_of(kind), seed=PROCESSES.index(kind), extra=lambda x: x
+        corrector, [q], (1.0,), process_of(kind), groups=144, seed=PROCESSES.index(kind), extra=lambda x: x
     )
     assert abs(exact[0] - 2.583) < 1e-3
     assert_right(corrected, exact, (0.06, 0.06, 0.02))
-    assert_wrong(bare, exact, (0.3, 0.4, 0.03))
-
-
-def test_reward_tilt_of_far_modes_needs_its_weights():
-    q = Mixture([0.5, 0.3, 0.2], [-2.0, 0.5, 3.0], [0.5, 0.5, 0.5])
-    tilt = Tilt(lambda xt: xt[:, 0], 1.0, s_min=0.02, s_max=20.0)
-    corrector = Corrector(None, 512, 0.9, potential=tilt, rule="trapezoid")
-    corrected, bare, exact = estimated(corrector, [q], (1.0,), process_of("ve"), extra=lambda x: x)
-    assert_right(corrected[:, :1], exact[:1], (0.06,))
-    assert_wrong(bare[:, :1], exact[:1], (1.0,))
+    assert_wrong(bare, exact, (1.0, 1.0, 0.1))
 
 
 def test_heun_with_churn_counts_the_net_move():
