@@ -19,7 +19,11 @@ _KEY = "diffsamp"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What was asked for. ``batch`` lists (seed, class or None) of the batch the picture was made in."""
+    """What was asked for. ``batch`` lists (seed, class or None) of the batch the picture was made in.
+
+    A picture made with a corrector is particle ``slot`` of its seed's group and has the ``classes`` whose product it is
+    drawn from; the batch then lists the groups.
+    """
 
     model: str
     solver: str
@@ -30,6 +34,9 @@ class Recipe:
     guidance_scale: float | None = None
     guidance: str | None = None
     corrector: str | None = None
+    anneal: float | None = None
+    classes: list[int] | None = None
+    slot: int | None = None
     teleport: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None

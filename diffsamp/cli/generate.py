@@ -34,7 +34,7 @@ def generate(
     anneal: Annotated[float | None, typer.Option(help="Sample p^beta by a corrector.")] = None,
     teleport: Annotated[str | None, typer.Option(help="Gaussian statistics (.safetensors).")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds: 0-63,100.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time; halved when memory runs out.")] = 20,
+    batch_size: Annotated[int, typer.Option(help="Pictures (particles) at a time; halved when memory runs out.")] = 20,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH or one number.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the best there is by default.")] = None,
@@ -93,6 +93,9 @@ def generate(
         if shape is not None:
             raise DiffsampError(f"size: {model!r} makes pictures of one size")
     special = corrector is not None or anneal is not None or (classes is not None and "*" in classes)
+    for name, value in (("guidance", guidance), ("teleport", teleport)):
+        if special and value is not None:
+            raise DiffsampError(f"{name}: does not go with a corrector; got {value!r}, leave it out")
     solver_name = solver if solver is not None else ("sde-dpmpp-2m" if special else "unipc")
     from ..registry import solver as make_solver
 
@@ -145,8 +148,8 @@ def generate(
             from .corrected import generate_corrected
 
             generate_corrected(
-                pipe, solver=solver_name, steps=steps, classes=classes, seeds=chosen, corrector=corrector,
-                anneal=anneal, guidance_scale=guidance_scale, folder=folder, as_json=as_json, force=force,
+                job, pipe, classes=classes, seeds=chosen, corrector=corrector, anneal=anneal, folder=folder,
+                batch_size=batch_size, as_json=as_json, force=force,
             )  # fmt: skip
         else:
             _run(job, pipe, chosen, labels, folder, batch_size, as_json=as_json, force=force)
@@ -377,17 +380,23 @@ def _repeat(path: Path, out: Path | None, *, as_json: bool, dry_run: bool, force
     torch.set_num_threads(recipe.threads)
     try:
         pipe = job.load()
-        images, bad = _batch(job, pipe, recipe.batch)
+        if recipe.classes is None:
+            images, bad = _batch(job, pipe, recipe.batch)
+            index = [seed for seed, _ in recipe.batch].index(recipe.seed)
+            image, wrong = images[index], bad.get(index)
+        else:
+            from .corrected import repeated
+
+            image, wrong = repeated(pipe, recipe), None
     finally:
         torch.set_num_threads(threads)
     if recipe.versions != versions() or (job.fingerprint and job.fingerprint != recipe.fingerprint):
         print("note: this stack differs from the one in the recipe; the last bits may differ", file=sys.stderr)
-    index = [seed for seed, _ in recipe.batch].index(recipe.seed)
-    if index in bad:
-        raise DiffsampError(f"from: the prediction for seed {recipe.seed} is not finite at {bad[index]}")
+    if wrong is not None:
+        raise DiffsampError(f"from: the prediction for seed {recipe.seed} is not finite at {wrong}")
     target = folder / path.name
     with _folder(folder, force=force):
-        write_whole(target, png_bytes(images[index], recipe), overwrite=force)
+        write_whole(target, png_bytes(image, recipe), overwrite=force)
     print(json.dumps({"files": [str(target)]}) if as_json else f"repeated: {target}")
 
 
