@@ -69,6 +69,8 @@ def sample_categorical(
     if precision not in PRECISIONS:
         raise DiffsampError(f"precision={precision!r} is not known; accepted: {', '.join(PRECISIONS)}")
     check_filters(temperature, top_k, top_p)
+    if not isinstance(logits, Tensor):
+        raise DiffsampError(f"logits must be a torch tensor (..., V); got {type(logits).__name__}")
     if logits.ndim < 1 or logits.shape[-1] == 0 or not logits.is_floating_point():
         raise DiffsampError(f"logits of shape {tuple(logits.shape)}, {logits.dtype}: floating (..., V), V > 0, needed")
     rows = logits.reshape(-1, logits.shape[-1])

@@ -68,6 +68,10 @@ def rows_at(tensor: Tensor, positions: Tensor) -> Tensor:
 class MaskedLM:
     """A Hugging Face masked language model, called as `model(input_ids).logits`, as a denoiser.
 
+    Where only some positions are asked for, the output head runs there only: by the model's own argument (`positions`,
+    or `logits_to_keep` where all rows ask for the same ones), else by handing its output embedding these rows alone,
+    if the first such call shows that the logits are the same (one more evaluation, once).
+
     Args:
         model: the network (MDLM, LLaDA, Dream, DiffuCoder, any `*ForMaskedLM`), or one that returns the logits itself.
         shift: the logits of position i predict token i + 1 (Dream, DiffuCoder); they are moved right by one.
@@ -92,10 +96,14 @@ class MaskedLM:
         self.vocab_size = vocab_size
         self._native_positions = accepts(model, "positions")
         self._keeps_rows = accepts(model, "logits_to_keep")
+        self._head = _output_head(model)
+        self._head_checked = False
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor, positions: Tensor | None = None) -> Tensor:
         inputs: dict[str, Any] = {}
+        if self.pad_id is None and bool((x < 0).any()):
+            raise DiffsampError("x holds -1, the padding of shorter rows; hide it with MaskedLM(model, pad_id=-1)")
         if self.pad_id is not None:
             inputs["attention_mask"] = (x != self.pad_id).long()
             x = x.masked_fill(x == self.pad_id, 0) if self.pad_id < 0 else x
@@ -107,16 +115,57 @@ class MaskedLM:
             return self._checked(self.model(x, positions=wanted, **inputs))
         if wanted is not None and self._keeps_rows and bool((wanted == wanted[:1]).all()):
             return self._checked(self.model(x, logits_to_keep=wanted[0], **inputs))
+        if wanted is not None and self._head is not None and self._head_checked:
+            return self._checked(self._at_head(self._head, x, wanted, inputs))
         logits = self._checked(self.model(x, **inputs))
         if wanted is not None:
-            return rows_at(logits, wanted)
+            logits = rows_at(logits, wanted)
+            return logits if self._head is None else self._check_head(self._head, logits, x, wanted, inputs)
         return torch.cat([logits[:, :1], logits[:, :-1]], dim=1) if self.shift else logits
+
+    def _at_head(self, head: torch.nn.Module, x: Tensor, wanted: Tensor, inputs: dict[str, Any]) -> Any:
+        """The model's output with only the hidden states at `wanted` (A, K) given to its output embedding."""
+
+        def keep(module: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (rows_at(given[0], wanted), *given[1:])
+
+        hook = head.register_forward_pre_hook(keep)
+        try:
+            return self.model(x, **inputs)
+        finally:
+            hook.remove()
+
+    def _check_head(
+        self, head: torch.nn.Module, logits: Tensor, x: Tensor, wanted: Tensor, inputs: dict[str, Any]
+    ) -> Tensor:
+        """Logits at `wanted` by the head there alone if these are the same; else the given ones, and no more tries."""
+        try:
+            found = self._checked(self._at_head(head, x, wanted, inputs))
+            if found.shape == logits.shape:
+                tolerance = 0.02 * float(logits.abs().nan_to_num(posinf=0.0).amax())  # that of half precision
+                near = torch.isclose(found.float(), logits.float(), rtol=0.0, atol=tolerance, equal_nan=True)
+                self._head_checked = bool(near.all())
+        except (RuntimeError, IndexError, TypeError, ValueError):
+            pass  # the model does more with its logits, and counts on those of every position
+        if self._head_checked:
+            return found
+        self._head = None
+        return logits
 
     def _checked(self, output: Any) -> Tensor:
         logits = output if isinstance(output, Tensor) else output.logits
         if self.vocab_size is not None and logits.shape[-1] != self.vocab_size:
             raise DiffsampError(f"logits are {logits.shape[-1]} wide; the tokenizer has {self.vocab_size} tokens")
         return logits
+
+
+def _output_head(model: Any) -> torch.nn.Module | None:
+    """The model's output embedding if it has one of its own."""
+    try:
+        head = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return head if isinstance(head, torch.nn.Module) and not isinstance(head, torch.nn.Embedding) else None
 
 
 class ClassifierFreeGuidance:
@@ -143,6 +192,8 @@ class ClassifierFreeGuidance:
             raise DiffsampError("guidance needs `unconditional`, or `prompt` and `mask_id` to mask the prompt with")
         self.denoiser, self.scale, self.unconditional = denoiser, float(scale), unconditional
         self.prompt, self.mask_id = prompt, mask_id
+        if prompt is not None and (prompt.dtype != torch.bool or prompt.ndim != 2):
+            raise DiffsampError(f"prompt must be bool (B, L); got {prompt.dtype}, shape {tuple(prompt.shape)}")
 
     def __call__(self, x: Tensor, t: Tensor, positions: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         rows = torch.arange(x.shape[0], device=x.device) if rows is None else rows
@@ -153,6 +204,10 @@ class ClassifierFreeGuidance:
             other = call(self.unconditional, x, t, positions, rows)
         else:
             assert self.prompt is not None and self.mask_id is not None
+            if self.prompt.shape[1] != x.shape[1] or int(rows.max()) >= len(self.prompt):
+                raise DiffsampError(
+                    f"prompt is {tuple(self.prompt.shape)}; one row for each sequence of {x.shape[1]} tokens is needed"
+                )
             other = call(self.denoiser, x.masked_fill(self.prompt.to(x.device)[rows], self.mask_id), t, positions, rows)
         c, u = (logits.log_softmax(-1, dtype=torch.float32) for logits in (conditional, other))
         guided = torch.where(c == -torch.inf, c, u + self.scale * (c - u))  # a class the model excludes stays out

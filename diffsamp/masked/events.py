@@ -74,8 +74,10 @@ class FirstHitting:
 
     def __post_init__(self) -> None:
         schedule(self.schedule)
-        _positive("tokens_per_step", self.tokens_per_step)
-        _positive("steps", 1 if self.steps is None else self.steps)
+        positive("tokens_per_step", self.tokens_per_step)
+        positive("steps", 1 if self.steps is None else self.steps)
+        if self.steps is not None and self.tokens_per_step != 1:
+            raise DiffsampError(f"tokens_per_step={self.tokens_per_step}, steps={self.steps}: give one of the two")
         if not 0 < self.start <= 1:
             raise DiffsampError(f"start={self.start} must be above 0 and at most 1")
 
@@ -120,7 +122,7 @@ class CountFirst:
     grid: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        _positive("steps", self.steps)
+        positive("steps", self.steps)
         schedule(self.schedule)
         if self.grid is not None and (len(self.grid) != self.steps + 1 or any(np.diff(self.grid) >= 0)):
             raise DiffsampError(f"grid must be steps + 1 = {self.steps + 1} decreasing times; got {len(self.grid)}")
@@ -156,6 +158,7 @@ def expected_calls(steps: int, tokens: int) -> float:
     return steps * -np.expm1(tokens * np.log1p(-1.0 / steps)) if steps > 1 else 1.0
 
 
-def _positive(name: str, value: int) -> None:
+def positive(name: str, value: int) -> None:
+    """Raise `DiffsampError` unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise DiffsampError(f"{name}={value!r} must be an integer of at least 1")

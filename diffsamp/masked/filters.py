@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from diffsamp.errors import DiffsampError
 
 def check_filters(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise `DiffsampError` unless temperature >= 0, top_k >= 1 or None, 0 < top_p <= 1 or None."""
-    if not (temperature >= 0 and math.isfinite(temperature)):
+    if not (isinstance(temperature, Real) and temperature >= 0 and math.isfinite(temperature)):
         raise DiffsampError(f"temperature={temperature} must be a finite number of at least 0 (0 is greedy)")
-    if top_k is not None and top_k < 1:
-        raise DiffsampError(f"top_k={top_k} must be at least 1 (None keeps all classes)")
+    if top_k is not None and (not isinstance(top_k, Integral) or top_k < 1):
+        raise DiffsampError(f"top_k={top_k} must be an integer of at least 1 (None keeps all classes)")
     if top_p is not None and not 0 < top_p <= 1:
         raise DiffsampError(f"top_p={top_p} must be above 0 and at most 1 (None keeps all classes)")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,10 @@ def generate(
     """
     if mask_id is None:
         raise DiffsampError("mask_id is missing: the tokenizer names no mask token, so pass its id")
+    if isinstance(prompts, str) or any(isinstance(prompt, str) for prompt in prompts):
+        raise DiffsampError("prompts must be lists of token ids, one for each row; encode text with its tokenizer")
+    if not isinstance(new_tokens, (int, Iterable)):
+        raise DiffsampError(f"new_tokens={new_tokens!r} must be one count of at least 0, or one for each prompt")
     more = [new_tokens] * len(prompts) if isinstance(new_tokens, int) else list(new_tokens)
     if len(more) != len(prompts) or any(n < 0 for n in more):
         raise DiffsampError(f"new_tokens={new_tokens} must be one count of at least 0, or one for each prompt")

@@ -49,15 +49,17 @@ def row_seeds(
 ) -> np.ndarray:
     """One int64 seed per row: the given ones, or drawn from one generator, or one from each row's own generator."""
     if seeds is not None:
-        given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else list(seeds))
-        if given.shape != (rows,) or not np.issubdtype(given.dtype, np.integer):
+        given = np.asarray(seeds.cpu() if isinstance(seeds, Tensor) else seeds)
+        if given.shape != (rows,) or not (np.issubdtype(given.dtype, np.integer) or rows == 0):
             raise DiffsampError(f"seeds must be {rows} integers, one for each row; got {given.tolist()!r:.80}")
         return given.astype(np.int64)
     if isinstance(generator, (list, tuple)):
         if len(generator) != rows:
             raise DiffsampError(f"generator is a list of {len(generator)} for {rows} rows; give one for each row")
         return np.concatenate([_draw_seeds(1, g) for g in generator]) if rows else np.empty(0, np.int64)
-    return _draw_seeds(rows, generator)  # type: ignore[arg-type]
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise DiffsampError(f"generator={generator!r:.60} must be a torch.Generator, or a list of one for each row")
+    return _draw_seeds(rows, generator)
 
 
 def _draw_seeds(rows: int, generator: torch.Generator | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffsamp.errors import DiffsampError
 from diffsamp.masked.denoisers import Denoiser, call
-from diffsamp.masked.events import Events
+from diffsamp.masked.events import Events, positive
 from diffsamp.masked.orders import best
 from diffsamp.masked.randomness import LEVELS, SECOND, hashed_uniforms
 from diffsamp.masked.sampler import (
@@ -56,8 +56,7 @@ class ReMDM:
             raise DiffsampError(f"strategy={self.strategy!r} is not known; accepted: cap, rescale, conf")
         if not 0 <= self.eta <= 1:
             raise DiffsampError(f"eta={self.eta} must be between 0 and 1")
-        if self.steps < 1:
-            raise DiffsampError(f"steps={self.steps} must be at least 1")
+        positive("steps", self.steps)
         if self.loop is not None and not 0 < self.loop[1] <= self.loop[0] < 1:
             raise DiffsampError(f"loop={self.loop} must be (t_on, t_off) with 0 < t_off <= t_on < 1")
 
@@ -168,8 +167,9 @@ class P2:
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.eta >= 0:
-            raise DiffsampError(f"steps={self.steps}, eta={self.eta}: steps >= 1 and eta >= 0 are required")
+        positive("steps", self.steps)
+        if not self.eta >= 0:
+            raise DiffsampError(f"eta={self.eta} must be at least 0")
 
     def events(self, masked: np.ndarray, seeds: np.ndarray) -> Events:
         """Times only."""

@@ -131,6 +131,10 @@ def init(
     if isinstance(mask_id, bool) or not isinstance(mask_id, (int, np.integer)):
         raise DiffsampError(f"mask_id={mask_id!r} must be the integer id of the mask token")
     rule = order(order_rule)
+    if isinstance(sampler, type) or not hasattr(sampler, "events"):
+        raise DiffsampError(f"sampler={sampler!r:.60} must be a sampler, such as FirstHitting() or CountFirst(64)")
+    if hasattr(sampler, "advance") and rule != Order("random"):
+        raise DiffsampError(f"order={rule.name!r}: {type(sampler).__name__} chooses the positions itself; leave it out")
     if getattr(sampler, "extrapolate", False) and (
         rule != Order("random") or (draw_options or Draw()).temperature == 0
     ):
@@ -320,15 +324,16 @@ def _legacy(
 
 def masked_log_probabilities(logits: Tensor, masked: Tensor, mask_id: int) -> Tensor:
     """log mu (B, L, V) without the mask class, in at least float32; rows that are not masked hold zeros."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    if 0 <= mask_id < wide.shape[-1]:
-        wide = wide.clone()
-        wide[..., mask_id] = -torch.inf
-    if bool(wide.amax(-1)[masked].isnan().any()):
-        bad = (wide.amax(-1).isnan() & masked).nonzero()[0].tolist()
+    rows = logits[masked]  # a copy, of what is needed only
+    rows = rows if rows.dtype == torch.float64 else rows.float()
+    if 0 <= mask_id < rows.shape[-1]:
+        rows[:, mask_id] = -torch.inf
+    faulty = rows.amax(-1).isnan()
+    if bool(faulty.any()):
+        bad = masked.nonzero()[faulty][0].tolist()
         raise DiffsampError(f"logits: row {bad[0]}, position {bad[1]} holds NaN")
-    out = torch.zeros_like(wide)
-    out[masked] = wide[masked].log_softmax(-1)
+    out = torch.zeros(logits.shape, dtype=rows.dtype, device=rows.device)
+    out[masked] = rows.log_softmax(-1)
     return out
 
 
@@ -428,6 +433,7 @@ def info(state: MaskedState) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def sample(
     denoiser: Denoiser,
     x: Tensor,
@@ -447,7 +453,7 @@ def sample(
     """Fill the masks of `x`; arguments as for `init` and `sample_categorical`.
 
     `callback(state)` runs after every call. Returns the tokens, int64 (B, L), and `info`. A sequence without a mask is
-    returned without any call.
+    returned without any call. No gradients are recorded; a denoiser that needs them inside turns them on itself.
     """
     state = init(
         sampler or FirstHitting(),

@@ -278,6 +278,83 @@ def test_transformers_masked_lm_and_kept_logits():
         masked.sample(wrong, x, mask_id=MASK)
 
 
+def test_output_head_of_a_hugging_face_model_runs_only_where_tokens_are_drawn():
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    bert = BertForMaskedLM(BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                                      intermediate_size=16, max_position_embeddings=32)).eval()  # fmt: skip
+    x = torch.full((3, 10), MASK)
+    x[1, :4], x[2, 5:] = 2, 3
+    options = {"mask_id": MASK, "seeds": [0, 1, 2], "sampler": masked.FirstHitting(tokens_per_step=2)}
+    want, _ = masked.sample(lambda ids, t: bert(ids).logits, x, **options)
+    model = masked.MaskedLM(bert)
+    hooks = len(bert.get_output_embeddings()._forward_pre_hooks)
+    got, facts = masked.sample(model, x, **options)
+    assert torch.equal(got, want) and facts["calls"] == 5
+    assert len(bert.get_output_embeddings()._forward_pre_hooks) == hooks  # nothing stays behind in the user's model
+    cut = []
+    linear = torch.nn.functional.linear
+
+    def spy(given, weight, bias=None):
+        if weight is bert.get_output_embeddings().weight:
+            cut.append(given.shape[-2])
+        return linear(given, weight, bias)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "linear", spy)
+        again, _ = masked.sample(model, x, **options)
+    assert torch.equal(again, want) and cut == [2] * 5
+
+
+@pytest.mark.parametrize("kind", ["scores all positions", "normalises over positions", "counts on the length"])
+def test_model_that_does_more_with_its_logits_keeps_its_whole_head(kind):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.embedding, self.head = torch.nn.Embedding(V, 8), torch.nn.Linear(8, V)
+
+        def get_output_embeddings(self):
+            return self.head
+
+        def forward(self, ids):
+            logits = self.head(self.embedding(ids) + self.embedding(ids.roll(1, 1)))
+            if kind == "scores all positions":
+                return torch.where((ids != MASK)[..., None], -9.0, logits)
+            if kind == "counts on the length":
+                logits[ids != MASK] = -9.0
+                return logits
+            return logits - 3 * logits.mean(1, keepdim=True)
+
+    net, x = Model(), torch.full((2, 7), MASK)
+    x[0, :2] = 1
+    want, _ = masked.sample(lambda ids, t: net(ids), x, mask_id=MASK, seeds=[0, 1])
+    got, _ = masked.sample(masked.MaskedLM(net), x, mask_id=MASK, seeds=[0, 1])
+    assert torch.equal(got, want) and not net.head._forward_pre_hooks
+
+
+def test_no_gradients_are_recorded_and_a_denoiser_may_turn_them_on():
+    layer, recorded = torch.nn.Embedding(V, V), []
+
+    def plain(x, t):
+        logits = layer(x)
+        recorded.append(logits.requires_grad)
+        return logits
+
+    def guided(x, t):
+        with torch.enable_grad():
+            logits = layer(x)
+            (slope,) = torch.autograd.grad(logits.logsumexp(-1).sum(), logits)
+        return logits.detach() + slope
+
+    x = torch.full((12, 6), MASK)
+    for order in ("random", "entropy", "low-confidence"):
+        masked.sample(plain, x, mask_id=MASK, seeds=range(12), order=order)
+        masked.sample(guided, x, mask_id=MASK, seeds=range(12), order=order)
+    assert not any(recorded)
+
+
 def nan_net(x, t):
     return torch.full((*x.shape, V), math.nan)
 
@@ -305,6 +382,27 @@ def nan_net(x, t):
         (lambda n: masked.CountFirst(0), "steps=0"),
         (lambda n: masked.FirstHitting(schedule="cosin"), "schedule='cosin'"),
         (lambda n: masked.ReMDM(4, eta=2.0), "eta=2.0"),
+        (lambda n: masked.ReMDM(4.5), "steps=4.5"),
+        (lambda n: masked.P2(0), "steps=0"),
+        (lambda n: masked.FirstHitting(tokens_per_step=2, steps=3), "tokens_per_step=2, steps=3: give one"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, seeds=0), "seeds must be 8 integers"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, generator=5), "generator=5 must be a torch.Generator"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, sampler=masked.P2(4), order="entropy"), "P2 chooses the"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, sampler=masked.FirstHitting), "must be a sampler"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, temperature=None), "temperature=None"),
+        (lambda n: masked.sample(n, canvas(), mask_id=MASK, top_k=2.5), "top_k=2.5"),
+        (lambda n: masked.generate(n, "text", mask_id=MASK, new_tokens=2), "lists of token ids"),
+        (lambda n: masked.generate(n, [[1]], mask_id=MASK, new_tokens=2.5), "new_tokens=2.5"),
+        (
+            lambda n: masked.generate(masked.MaskedLM(TinyHF()), [[1, 2], [1]], mask_id=MASK, new_tokens=2),
+            r"pad_id=-1",
+        ),
+        (
+            lambda n: masked.sample(
+                masked.ClassifierFreeGuidance(n, 2.0, prompt=canvas()[:1] != MASK, mask_id=MASK), canvas(), mask_id=MASK
+            ),
+            r"prompt is \(1, 16\)",
+        ),
         (lambda n: masked.ClassifierFreeGuidance(n, 2.0), "guidance needs"),
     ],
 )
