@@ -92,7 +92,8 @@ def main() -> None:
         jobs = list({job[0]: job for job in jobs}.values())
     for method, base, run, nfe, options, scales in jobs:
         if args.quick and method in ("grid", "all"):
-            options = {**options, "points": 10, "held_out": 8, **({"pictures": 64} if method == "all" else {})}
+            few = {"pictures": 64, "reference_steps": 60} if method == "all" else {}
+            options = {**options, "points": 10, "held_out": 8, **few}
         path = folder / filename("fashion", method, base)
         if path.exists() and Artifact.load(path).model["sha256"] != model.sha256:
             path.unlink()
