@@ -169,11 +169,11 @@ def dimensions(particles: tuple[int, ...], budget: int) -> list[dict[str, Any]]:
     """Gaussians in 16 and 64 dimensions: the share of the guidance bias of the variance that K particles remove.
 
     q_u = N(0, 1) and q_c = N(0, .5), w = 3: the target's variance is 1/(3/.5 - 2) = .25 in every direction. Of one draw
-    by weight per group, E x^2 = E sum of weight times x^2. 100 steps, resampled at each, by a first- and a second-order
-    kernel; ``budget`` bounds groups times particles times dimensions.
+    by weight per group, E x^2 = E sum of weight times x^2. 100 steps in float32, resampled at each, by a first-order
+    kernel and two of second order; ``budget`` bounds groups times particles times dimensions.
     """
     import diffsamp
-    from diffsamp.correctors import Corrector, cfg, euler_maruyama
+    from diffsamp.correctors import Corrector, adams_maruyama, cfg, euler_maruyama
 
     process = diffsamp.Process.ve(0.002, 80.0)
     levels = [(20.0 ** (1 / 7) + r * (0.02 ** (1 / 7) - 20.0 ** (1 / 7))) ** 7 for r in np.linspace(0, 1, 101)]
@@ -186,19 +186,20 @@ def dimensions(particles: tuple[int, ...], budget: int) -> list[dict[str, Any]]:
         return x * (0.5 / (0.5 + s2)), x * (1.0 / (1.0 + s2))
 
     rows = []
-    for plan in (euler_maruyama(process, grid, z=1.0), diffsamp.solver(SOLVER)(process, grid)):
+    kernels = (euler_maruyama(process, grid, z=1.0), adams_maruyama(process, grid, z=1.0))
+    for plan in (*kernels, diffsamp.solver(SOLVER)(process, grid)):
         generator = torch.Generator().manual_seed(2)
-        x = levels[0] * torch.randn(2**17, 1, generator=generator, dtype=torch.float64)
+        x = levels[0] * torch.randn(2**17, 1, generator=generator)
         # No step's weight counts: the drift alone. Directions are independent, so one is enough.
         bare = Corrector(cfg(3.0), 2**17, window=(1e9, 2e9)).run(plan, predict, x, generator=generator)
-        alone = float(bare.samples.square().mean())
+        alone = float(bare.samples.double().square().mean())
         for dims in (16, 64):
             for k in particles:
                 groups = max(16, min(512, budget // (k * dims)))
                 generator = torch.Generator().manual_seed(3)
-                x = levels[0] * torch.randn(groups * k, dims, generator=generator, dtype=torch.float64)
+                x = levels[0] * torch.randn(groups * k, dims, generator=generator)
                 result = Corrector(cfg(3.0), k, 1.0).run(plan, predict, x, generator=generator)
-                square = (result.samples**2).mean(1).numpy().reshape(groups, k)
+                square = result.samples.double().square().mean(1).numpy().reshape(groups, k)
                 removed = (alone - (result.weights * square).sum(1)) / (alone - target)
                 rows.append({"kernel": plan.solver.partition(":")[0], "dims": dims, "particles": k, "groups": groups,
                              "alone": alone, "target": float(target), "removed": float(removed.mean()),

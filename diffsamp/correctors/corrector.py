@@ -261,6 +261,7 @@ class Corrector:
             pending = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
             if rate is None:
                 rate = pending if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
+            assert rate is not None
             start, stop = self._whole_step(plan, index)
             s = row.level.noise_to_signal
             if isinstance(self.potential, Tilt):

@@ -35,8 +35,9 @@ def errors_of(row):
 
 
 @pytest.mark.parametrize("dims", [16, 64])
-def test_share_of_the_guidance_bias_removed_grows_with_particles_to_all_of_it(found, dims):
-    rows = [found["sde-dpmpp-2m", dims, k] for k in (4, 16, 64, 256, 1024)]
+@pytest.mark.parametrize("kernel", ["sde-dpmpp-2m", "adams-maruyama"])
+def test_share_of_the_guidance_bias_removed_grows_with_particles_to_all_of_it(found, kernel, dims):
+    rows = [found[kernel, dims, k] for k in (4, 16, 64, 256, 1024)]
     bounds = ((0.25, 0.75), (0.5, 1.0), (0.6, 1.25), (0.65, 1.3), (0.7, 1.3))
     for row, (low, high) in zip(rows, bounds, strict=True):
         reach = errors_of(row) * row["removed_se"]
@@ -54,7 +55,7 @@ def test_first_order_kernel_passes_the_target_by_its_own_step_error(found, dims)
 
 
 def test_in_more_dimensions_fewer_of_the_first_particles_have_descendants(found):
-    for kernel in ("euler-maruyama", "sde-dpmpp-2m"):
+    for kernel in ("euler-maruyama", "adams-maruyama", "sde-dpmpp-2m"):
         for k in (8, 16, 64, 256):
             assert found[kernel, 64, k]["ancestors"] < found[kernel, 16, k]["ancestors"], (kernel, k)
 
