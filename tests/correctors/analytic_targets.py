@@ -77,25 +77,25 @@ def denoiser(experts):
     return evaluate
 
 
-def start(plan, n, seed, dims=1):
+def start(plan, n, seed, dims=1, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    return plan.first_level.sigma * torch.randn(n, dims, generator=generator, dtype=torch.float64), generator
+    return plan.first_level.sigma * torch.randn(n, dims, generator=generator, dtype=dtype), generator
 
 
 def estimates(result, alpha, groups):
     """(groups, 3): weighted mean, variance and mass above 0 of every group's particles in the variance clock."""
-    x = (result.samples[:, 0].numpy() / alpha).reshape(groups, -1)
+    x = (result.samples[:, 0].double().numpy() / alpha).reshape(groups, -1)
     w = result.weights
     mean = (w * x).sum(1)
     return np.stack([mean, (w * (x - mean[:, None]) ** 2).sum(1), (w * (x > 0)).sum(1)], 1)
 
 
 def estimated(corrector, experts, powers, process, *, n=200, groups=64, bare=64, seed=0, z=2.0, extra=None):
-    """(estimates of the corrected run, of the drift alone, exact moments by quadrature)."""
+    """(estimates of the corrected run, of the drift alone, exact moments by quadrature); samples in float32."""
     plan = diffsamp.correctors.adams_maruyama(process, karras(process, n), z=z)
     made = []
     for c, count in ((corrector, groups), (without_weights(corrector), bare)):
-        x, generator = start(plan, count * corrector.particles, seed)
+        x, generator = start(plan, count * corrector.particles, seed, dtype=torch.float32)
         result = c.run(plan, denoiser(experts), x, generator=generator)
         made.append(estimates(result, plan.last_level.alpha, count))
     return made[0], made[1], np.array(moments(experts, powers, plan.last_level.noise_to_signal, extra))
