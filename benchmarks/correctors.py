@@ -117,6 +117,7 @@ def guided(pipe: Any, judge: Any, per_class: int) -> tuple[list[dict[str, Any]],
     variants = (
         ("CFG, equal steps", bare, STEPS),
         (f"FKC-CFG, K={PARTICLES}", Corrector(target, PARTICLES, ESS), STEPS),
+        (f"FKC-CFG, K={PARTICLES}, trapezoid", Corrector(target, PARTICLES, ESS, rule="trapezoid"), STEPS),
         ("CFG, equal calls by steps", bare, STEPS * PARTICLES),
     )
     for name, corrector, steps in variants:
@@ -125,7 +126,7 @@ def guided(pipe: Any, judge: Any, per_class: int) -> tuple[list[dict[str, Any]],
             seeds = [1000 * label + i for i in range(per_class)]
             result = run(pipe, corrector, (label, None), seeds, steps)
             pictures.append(result.samples[torch.from_numpy(result.chosen)])
-            if corrector.particles > 1:
+            if corrector.particles > 1 and corrector.rule == "auto":
                 curves.append(np.stack([i.ess for i in result.info]) / corrector.particles)
         labels = torch.arange(10).repeat_interleave(per_class)
         calls = steps * corrector.particles * 2
