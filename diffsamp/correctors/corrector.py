@@ -258,22 +258,23 @@ class Corrector:
         mixed = outputs[0] if self.target is None else self.target.mix(outputs, x, row.level)  # type: ignore
         pending, opened = state.pending, state.opened
         if span.opens:
-            pending = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-            if rate is None:
-                rate = pending if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
-            assert rate is not None
+            none = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
+            pending, gained = none, rate
+            if gained is None:
+                gained = none if self.target is None else self.target.rate(outputs, x, row.level)  # type: ignore
             start, stop = self._whole_step(plan, index)
             s = row.level.noise_to_signal
             if isinstance(self.potential, Tilt):
                 assert extra is not None
                 value, slope = extra
                 beta = self.potential.beta(start)
-                rate = rate + beta * _dot(slope, mixed - x / row.level.alpha)
+                gained = gained + beta * _dot(slope, mixed - x / row.level.alpha)
                 pending = pending + (self.potential.beta(stop) - beta) * value
-            opened = (rate, start, stop)
+            opened = (gained, start, stop)
             if not (self._trapezoid(plan) and start < 3.0 * stop):
                 # Left point on the net move: h/(2 s²)·Q, s the level at which Q was seen.
-                pending = pending + (0.5 * (start - stop) / s * (start + stop) / s if math.isfinite(s) else 0.0) * rate
+                part = 0.5 * (start - stop) / s * (start + stop) / s if math.isfinite(s) else 0.0
+                pending = pending + part * gained
                 opened = None
             state = replace(state, since=start)
         elif opened is not None and self.target is not None and not isinstance(self.potential, Tilt):
