@@ -491,7 +491,7 @@ def whole(length: int, vocabulary: int, steps: int, peers: tuple[str, ...]) -> d
 
 
 def end_to_end(quick: bool) -> list[dict[str, Any]]:
-    every = ("published fp64", "published fp32", "naive fp64", "tuned fp64")
+    every = ("published fp64", "published fp32", "naive fp64", "naive fp32", "tuned fp64")
     # L, V, N, peers, processes, memory kept
     cases: list[tuple[int, int, int, tuple[str, ...], int, bool]] = [(64, 1024, 128, every, 1, False)] if quick else [
         (128, 256, 128, every, 1, False), (128, 4096, 512, every, 3, False), (128, 4096, 512, every, 1, True),
