@@ -284,7 +284,7 @@ def step(
         # cache, is what the new ones are written to.
         del state
         weights, places = program.one_pass
-        others = [older[j] if j >= 0 else (old_noise, fresh, pin)[j] for j in places]
+        others: list[Any] = [older[j] if j >= 0 else (old_noise, fresh, pin)[j] for j in places]
         over = donate and program.retires and m0 is None and others[-1] is not pin
         done = fused.advance(x, raw, others, weights, None if m0 is not None else (p, q), over)
         if done is not None:
