@@ -1,10 +1,11 @@
 """Turn a run of `train_kjv.py` into the files of the package, with the figures of its card.
 
-    python benchmarks/training/export_kjv.py run diffsamp/models
+    python benchmarks/training/export_kjv.py run diffsamp/models --text kjv.txt
 
 Writes kjv.safetensors (float16), kjv.tokenizer.json, kjv.json, and the held-out token ids that `benchmarks/masked.py`
-reads. The baselines are an interpolated Kneser-Ney unigram and trigram over the same tokens, trained on the judge's
-chapters and scored on the test chapters; the model's figure is its ELBO on the test chapters, an upper bound.
+reads. The baselines are interpolated Kneser-Ney models over the same tokens, scored on the test chapters: a unigram and a
+trigram trained on the judge's chapters (3 of 20), and with `--text` a trigram trained on the chapters that the model was
+trained on (16 of 20). The model's figure is its ELBO on the test chapters, an upper bound.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from kneser_ney import KneserNey  # noqa: E402
+from train_kjv import encode, read_chapters, split_of  # noqa: E402
 
 from diffsamp.files import write_whole  # noqa: E402
 
@@ -31,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("models", type=Path)
+    parser.add_argument("--text", type=Path, help="the text that the run was trained on")
     parser.add_argument("--quick", action="store_true", help="accepted for uniformity; the script takes seconds")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -43,6 +46,10 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(args.run / "kjv.tokenizer.json"))
     characters = len(tokenizer.decode(test)) / len(test)
     baselines = {f"{n}-gram": KneserNey(judge, n, network["mask_id"]).nats(test) for n in (1, 3)}
+    if args.text is not None:
+        verses = [v for i, chapter in enumerate(read_chapters(args.text)) if split_of(i) == "train" for v in chapter]
+        same = encode(tokenizer, verses)[0].tolist()
+        baselines["3-gram_same_chapters"] = KneserNey(same, 3, network["mask_id"]).nats(test)
     facts = {
         "kind": "masked text", "weights": "kjv.safetensors", "sha256": hashlib.sha256(content).hexdigest(),
         "network": network, "parameters": last["parameters"],
