@@ -3,8 +3,8 @@
     python benchmarks/training/export_kjv.py run diffsamp/models --text kjv.txt
 
 Writes kjv.safetensors (float16), kjv.tokenizer.json, kjv.json, and the held-out token ids that `benchmarks/masked.py`
-reads. The baselines are interpolated Kneser-Ney models over the same tokens, scored on the test chapters: a unigram and a
-trigram trained on the judge's chapters (3 of 20), and with `--text` a trigram trained on the chapters that the model was
+reads. The baselines are interpolated Kneser-Ney models over the same tokens, scored on the test chapters: a unigram and
+a trigram trained on the judge's chapters (3 of 20), and with `--text` a trigram trained on those that the model was
 trained on (16 of 20). The model's figure is its ELBO on the test chapters, an upper bound.
 """
 
