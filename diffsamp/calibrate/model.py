@@ -92,9 +92,11 @@ def from_pipeline(pipeline: Any, name: str = "model") -> Model:
             # Activations are kept only for a caller that differentiates with respect to x.
             with torch.set_grad_enabled(x.requires_grad):
                 moved = x.to(device=unet.device, dtype=unet.dtype)
+                # A tensor, as pipelines pass it: some networks cut a Python number down to an integer.
+                time = torch.full((), level.t, dtype=torch.float32, device=unet.device)
                 if scale <= 1.0:
-                    return unet(moved, level.t, labels, return_dict=False)[0].to(x.dtype)
-                output = unet(torch.cat([moved, moved]), level.t, both, return_dict=False)[0].to(x.dtype)
+                    return unet(moved, time, labels, return_dict=False)[0].to(x.dtype)
+                output = unet(torch.cat([moved, moved]), time, both, return_dict=False)[0].to(x.dtype)
                 unconditional, conditional = output.chunk(2)
                 return unconditional + scale * (conditional - unconditional)
 
