@@ -20,9 +20,9 @@ and the distance of as many real pictures from the others.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
-import os
 import platform
 import sys
 import time
@@ -31,6 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from diffsamp.files import write_whole
+from diffsamp.pixels import eight_bit
 
 RESULTS = Path(__file__).parent / "results"
 SOLVER, STEPS, PARTICLES, SCALE, ESS = "sde-dpmpp-2m", 10, 4, 4.0, 0.7
@@ -63,7 +66,7 @@ def judged(samples: torch.Tensor, labels: torch.Tensor, judge: Any) -> dict[str,
     """Share of the asked class, mean log-probability of it, Fréchet distance to the real test pictures; with errors."""
     from diffsamp import models
 
-    pixels = ((samples / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = eight_bit(samples)
     logs, features = [], []
     with torch.no_grad():
         for part in pixels.split(64):
@@ -363,9 +366,9 @@ def plots(found: dict[str, Any], made: dict[str, list[torch.Tensor]]) -> None:
 
 def _save(figure: Any, name: str, plt: Any) -> None:
     figure.tight_layout()
-    partial = RESULTS / f"{name}.part"
-    figure.savefig(partial, dpi=110, format="png")
-    os.replace(partial, RESULTS / name)
+    made = io.BytesIO()
+    figure.savefig(made, dpi=110, format="png")
+    write_whole(RESULTS / name, made.getvalue(), overwrite=True)
     plt.close(figure)
 
 
@@ -402,9 +405,7 @@ def main() -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, text.encode(), overwrite=True)
 
 
 if __name__ == "__main__":

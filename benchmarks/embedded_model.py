@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import diffsamp.models as models  # noqa: E402
 from diffsamp.files import write_whole  # noqa: E402
+from diffsamp.pixels import eight_bit  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 QUICK = "2:10:50"
@@ -50,7 +51,7 @@ def frechet_distance(features: torch.Tensor, mean: torch.Tensor, cov: torch.Tens
 
 def to_uint8(sample: torch.Tensor) -> torch.Tensor:
     """Samples in [-1, 1] as the data set stores pictures."""
-    return ((sample / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return eight_bit(sample)
 
 
 def generate(pipe: Any, labels: list[int], seeds: list[int], scale: float, steps: int, batch: int = 50) -> torch.Tensor:

@@ -36,6 +36,7 @@ from diffsamp.calibrate.artifact import SHIPPED, find
 from diffsamp.errors import DiffsampError
 from diffsamp.files import write_whole
 from diffsamp.grids import Grid, grid
+from diffsamp.pixels import eight_bit
 from diffsamp.plan import Plan
 from diffsamp.process import Level
 from diffsamp.registry import solver
@@ -244,7 +245,7 @@ class Bench:
             known = goal[first : first + len(made)]
             errors.append((made[: len(known)] - known).double().square().flatten(1).mean(1))
             if cell.samples >= FD_SAMPLES // 4:
-                pixels = ((made / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+                pixels = eight_bit(made)
                 features.append(classifier()(pixels)["features"])
         each = torch.cat(errors)
         result: dict[str, object] = {

@@ -63,9 +63,10 @@ def pictures(pipe: Any, method: str | None, w: float, n: int, batch: int = 100) 
 def measure(x: torch.Tensor, classifier: Any, real: torch.Tensor, reference: Any) -> dict[str, float]:
     """The figures of one cell."""
     from diffsamp.metrics import frechet_distance, precision_recall
+    from diffsamp.pixels import eight_bit
 
     raw = x.float()
-    seen = ((raw / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    seen = eight_bit(raw)
     with torch.no_grad():
         features = classifier.features(seen)
         logits = classifier.head(features).double()

@@ -46,6 +46,7 @@ from masked_report import bars, markdown, plots  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from diffsamp import masked  # noqa: E402
+from diffsamp.files import write_whole  # noqa: E402
 from diffsamp.masked.ancestral import ancestral, race  # noqa: E402
 from diffsamp.masked.text_model import MaskedTransformer, TextModelConfig  # noqa: E402
 
@@ -536,8 +537,7 @@ def main() -> None:
     if args.write:
         RESULTS.mkdir(exist_ok=True)
         for name, content in (("masked.json", json.dumps(result, indent=1) + "\n"), ("masked.md", text)):
-            (RESULTS / (name + ".part")).write_text(content)
-            os.replace(RESULTS / (name + ".part"), RESULTS / name)
+            write_whole(RESULTS / name, content.encode(), overwrite=True)
         plots(result, RESULTS)
     print(json.dumps(result) if args.json else text)
 

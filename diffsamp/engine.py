@@ -123,15 +123,30 @@ def _retires(program: Program, made_in: Program, depth: int) -> bool:
     return reads is not None and f"m{depth - 1}" not in dict(reads)
 
 
-def _restored(row: Row, depth: int) -> Terms | None:
-    """The base after a row over ``input`` and outputs as they are then, newest ``m0``; None where that loses digits."""
+def _solved(row: Row, least: float) -> Mix | None:
+    """The base after a row over ``input`` and outputs as they are then, newest ``m0``: ``advance`` solved for it. None
+    where it is not solvable, or the base's weight is below ``least``, which would cost digits."""
     last = row.advance
-    if row.correct is None or last.input or last.pin or last.noise or last.old_noise or abs(last.base) < 0.1:
+    if row.correct is None or last.input or last.pin or last.noise or last.old_noise or abs(last.base) < least:
         return None
-    outputs = [(f"m{j}", -weight / last.base) for j, weight in enumerate(last.m) if weight != 0.0]
-    if outputs and depth == 1:  # no output is kept
+    return Mix(input=1.0 / last.base, m=tuple(-weight / last.base for weight in last.m))
+
+
+def _restored(row: Row, depth: int) -> Terms | None:
+    """The base after a row over the registers that its state keeps; None where it is not to be had from them."""
+    mix = _solved(row, 0.1)
+    if mix is None or (depth == 1 and any(mix.m)):  # no output is kept
         return None
-    return (("input", 1.0 / last.base), *outputs)
+    return tuple(mix.terms())
+
+
+def committed_after(
+    program: Program, following: torch.Tensor, bank: dict[str, torch.Tensor] | None
+) -> torch.Tensor | tuple[Terms, dict[str, torch.Tensor] | None]:
+    """``committed`` of the state after a row of direct terms; ``bank`` is kept where nothing else serves."""
+    if program.commit is None:
+        return following
+    return (program.commit, bank) if program.restore is None else (program.restore, None)
 
 
 def _base_over_bank(plan: Plan, i: int) -> Mix | None:
@@ -139,12 +154,10 @@ def _base_over_bank(plan: Plan, i: int) -> Mix | None:
     if i == 0 or plan.rows[i - 1].correct is None:
         return Mix(input=1.0)
     before = plan.rows[i - 1]
-    last = before.advance
-    if before.rewrite is not None or last.input or last.pin or last.noise or last.old_noise:
+    mix = _solved(before, 1e-3)
+    if mix is None or before.rewrite is not None or len(mix.m) + 1 > plan.depth:
         return None
-    if abs(last.base) < 1e-3 or len(last.m) + 1 > plan.depth:
-        return None
-    return Mix(input=1.0 / last.base, m=(0.0, *(-weight / last.base for weight in last.m)))
+    return Mix(input=mix.input, m=(0.0, *mix.m))
 
 
 def _put_base(mix: Mix, base: Mix) -> Mix:
@@ -297,24 +310,17 @@ def step(
     kept = history if depth > 1 else ()
     if program.keep_pin:
         pin = m0 if program.keep_pin is True else two(x, program.keep_pin[0], m0, program.keep_pin[1])
-    if following is not None and program.commit is None:
-        return State(index + 1, following, following, kept, pin, fresh)
-    if following is not None and program.restore is not None:
-        return State(index + 1, following, (program.restore, None), kept, pin, fresh)
+    if following is not None and (program.commit is None or program.restore is not None):
+        return State(index + 1, following, committed_after(program, following, None), kept, pin, fresh)
     bank = {"input": x, "raw": raw}
     for j, m in enumerate(history):
         bank[f"m{j}"] = m
     for name, value in (("pin", pin), ("old_noise", old_noise), ("noise", fresh)):
         if value is not None:
             bank[name] = value
-    committed: torch.Tensor | tuple[Terms, dict[str, torch.Tensor] | None]
     if direct is not None:
         following = combine(direct, bank) if following is None else following
-        if program.restore is not None:
-            committed = (program.restore, None)
-        else:
-            committed = following if program.commit is None else (program.commit, bank)
-        return State(index + 1, following, committed, kept, pin, fresh)
+        return State(index + 1, following, committed_after(program, following, bank), kept, pin, fresh)
     bank["base"] = state.base
     if program.correct is not None:
         bank["base"] = combine(program.correct, bank)

@@ -105,6 +105,13 @@ class Row:
         if self.rewrite is not None:
             object.__setattr__(self, "rewrite", tuple(float(v) for v in self.rewrite))
 
+    def pinned(self, x: Any, m: Any) -> Any:
+        """What ``keep_pin`` stores, from the row's input and output."""
+        if not isinstance(self.keep_pin, tuple):
+            return m
+        a, b = self.keep_pin
+        return a * x + b * m
+
     @property
     def uses_noise(self) -> bool:
         """Whether fresh noise is drawn in this row."""
@@ -268,7 +275,7 @@ class Plan:
         for i, row in enumerate(self.rows):
             m0 = output(i, row, current)
             if row.keep_pin:
-                pin = m0 if row.keep_pin is True else row.keep_pin[0] * current + row.keep_pin[1] * m0
+                pin = row.pinned(current, m0)
             history = [m0, *history[: self.depth - 1]]
             old, fresh = fresh, (noise(i) if noise is not None and row.uses_noise else zero)
 

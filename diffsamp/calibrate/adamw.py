@@ -73,9 +73,7 @@ def adamw_ratio(
     history = [converted(i, output, state.input), *state.history]
     bank = {"input": state.input, "base": state.base} | {f"m{j}": m for j, m in enumerate(history)}
     if row.keep_pin:
-        bank["pin"] = history[0]
-        if row.keep_pin is not True:
-            bank["pin"] = row.keep_pin[0] * state.input + row.keep_pin[1] * history[0]
+        bank["pin"] = row.pinned(state.input, history[0])
     elif state.pin is not None:
         bank["pin"] = state.pin
     if row.correct is not None:

@@ -11,6 +11,7 @@ import torch
 
 from .. import rng
 from ..errors import DiffsampError
+from ..pixels import eight_bit
 from ..process import Level, Process
 from .reference import Denoiser
 
@@ -48,11 +49,6 @@ class Model:
         """(unit noise, labels) of the given seeds; the label of a seed is seed modulo classes."""
         noise = rng.normal(seeds, self.shape)
         return noise, torch.tensor([seed % self.classes for seed in seeds])
-
-
-def eight_bit(x: torch.Tensor) -> torch.Tensor:
-    """uint8 pictures of samples in [-1, 1]."""
-    return ((x / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def fingerprint(module: torch.nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import DiffsampError
 from ..registry import Solver
@@ -15,36 +16,9 @@ from .artifact import SHIPPED, Artifact, filename, find
 _OPTION = {"dc": "ratios", "dualfast": "c", "all": "values"}
 
 
-def resolve(
-    name: str,
-    *,
-    model: str,
-    nfe: int,
-    guidance_scale: float | None,
-    sha256: str | None = None,
-    folder: str | os.PathLike[str] | None = None,
-    uncalibrated: bool = False,
-) -> Solver:
-    """The solver of ``name`` with calibrated values bound, where it is a transform that has none.
-
-    Args:
-        name: registry name. ``dc-unipc``, ``dualfast(ddim)``, ``all(unipc)`` are looked up; with values given, or
-            without a transform, the name is taken as it is.
-        model: name of the model in the artifact's file name.
-        nfe, guidance_scale: of the run; a scale of None is refused where it is needed.
-        sha256: the model's fingerprint; another than the artifact's gives a warning.
-        folder: where artifacts are. None: the current folder, where ``diffsamp calibrate`` writes, then those shipped
-            with the embedded models.
-        uncalibrated: accept ratio 1 (dc), the base (all) or this project's default constant (dualfast) where there is
-            no artifact.
-
-    Raises:
-        DiffsampError: no artifact or setting; the message holds the command that makes one.
-    """
-    return resolve_with(
-        name, model=model, nfe=nfe, guidance_scale=guidance_scale, sha256=sha256, folder=folder,
-        uncalibrated=uncalibrated,
-    )[0]  # fmt: skip
+def resolve(name: str, **run: Any) -> Solver:
+    """The solver alone of :func:`resolve_with`, which says what ``run`` takes."""
+    return resolve_with(name, **run)[0]
 
 
 def resolve_with(
@@ -57,7 +31,25 @@ def resolve_with(
     folder: str | os.PathLike[str] | None = None,
     uncalibrated: bool = False,
 ) -> tuple[Solver, Artifact | None]:
-    """:func:`resolve`, and the artifact that the values came from; None for a name that is taken as it is."""
+    """The solver of ``name`` with calibrated values bound, where it is a transform that has none, and their artifact.
+
+    Args:
+        name: registry name. ``dc-unipc``, ``dualfast(ddim)``, ``all(unipc)`` are looked up; with values given, or
+            without a transform, the name is taken as it is.
+        model: name of the model in the artifact's file name.
+        nfe, guidance_scale: of the run; a scale of None is refused where it is needed.
+        sha256: the model's fingerprint; another than the artifact's gives a warning.
+        folder: where artifacts are. None: the current folder, where ``diffsamp calibrate`` writes, then those shipped
+            with the embedded models.
+        uncalibrated: accept ratio 1 (dc), the base (all) or this project's default constant (dualfast) where there is
+            no artifact.
+
+    Returns:
+        (solver, artifact); None for the artifact of a name that is taken as it is.
+
+    Raises:
+        DiffsampError: no artifact or setting; the message holds the command that makes one.
+    """
     made = by_name(name)
     method = {"dc": "dc", "dc-unipc": "dc", "dualfast": "dualfast", "all": "all"}.get(made.info.name)
     given = {key for key, _ in made.options}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import DiffsampError
+from ..pixels import eight_bit
 
 
 def brightness(x: torch.Tensor) -> torch.Tensor:
@@ -128,7 +129,7 @@ def clip_score(prompt: str, model: str | Callable[[], tuple[Any, Any]]) -> Calla
     metric = CLIPScore(model_name_or_path=lambda: (_TensorFeatures(pair[0]), pair[1]))
 
     def reward(x: torch.Tensor) -> torch.Tensor:
-        pixels = ((_three(x) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = eight_bit(_three(x))
         scores = []
         for one in pixels:
             scores.append(metric(one, prompt).detach())

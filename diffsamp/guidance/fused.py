@@ -65,10 +65,8 @@ def fused_step(
     # The second row is the output in the plan's form; x0 stands for the prediction.
     assert made.second is not None
     history = (made.second, *state.history[: plan.depth - 1])
-    committed = made.next_input
-    if program.commit is not None:
-        bank = {"input": x, "raw": made.x0} | {f"m{j}": m for j, m in enumerate(history)}
-        committed = (program.commit, bank)
+    bank = {"input": x, "raw": made.x0} | {f"m{j}": m for j, m in enumerate(history)}
+    committed = engine.committed_after(program, made.next_input, bank)
     kept = history if plan.depth > 1 else ()
     following = engine.State(state.index + 1, made.next_input, committed, kept, state.pin)
     return following, memory.advance(made.momentum)

@@ -106,7 +106,7 @@ class _Bank:
         """Take in the output of row i."""
         m = self.unit[1 + i]
         if row.keep_pin:
-            self.pin = m if row.keep_pin is True else row.keep_pin[0] * self.input + row.keep_pin[1] * m
+            self.pin = row.pinned(self.input, m)
         self.history.insert(0, m)
         self.noise.append(m if self.form == "epsilon" else (self.input - row.level.alpha * m) / row.level.sigma)
 

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from diffsamp import calibrate, engine, rng
 from diffsamp.calibrate.artifact import Artifact
 from diffsamp.calibrate.frechet import Distance
-from diffsamp.calibrate.model import eight_bit
 from diffsamp.calibrate.refine import in_parts, refine
 from diffsamp.calibrate.search import mse
 from diffsamp.calibrate.table import TableFit
@@ -22,6 +21,7 @@ from diffsamp.errors import DiffsampError
 from diffsamp.grids import grid
 from diffsamp.metrics.frechet import frechet_distance
 from diffsamp.metrics.moments import FrechetStats
+from diffsamp.pixels import eight_bit
 from diffsamp.plan import Plan
 from diffsamp.process import Process
 from diffsamp.registry import solver
