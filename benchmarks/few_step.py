@@ -6,6 +6,7 @@
 Trajectory error: mean squared distance of the final state to a 200-step run from the same noise, on seeds that no
 calibration saw. FD[fashion-cnn]: Fréchet distance of the embedded classifier's features to the 10,000 real test
 pictures; it depends on the number of pictures, so the distance of as many real training pictures stands beside it.
+Distances of 10,000 pictures are few_step_fd.py's, into the same folder of cells.
 Stock schedulers run as the tables that their own code yields (Plan.from_scheduler). Every artifact used must have been
 made for the weights at hand; methods without one are left out.
 
@@ -388,14 +389,54 @@ def collected(bench: Bench) -> list[dict]:
 
 
 def best_of(rows: list[dict], part: str) -> dict[tuple[str, int, float], dict]:
-    """By (method, calls, scale): the trajectory error, and the Fréchet distances by number of pictures."""
+    """By (method, calls, scale): the trajectory error, and the Fréchet distances by (number of pictures, network).
+
+    Cells without a trajectory error, which few_step_fd.py alone has measured, are left out.
+    """
     table: dict[tuple[str, int, float], dict] = {}
     for row in sorted((r for r in rows if r["part"] == part), key=lambda r: r["samples"]):
         entry = table.setdefault((row["method"], row["nfe"], row["guidance_scale"]), {"fd": {}})
-        entry |= {k: row[k] for k in ("error", "standard_error", "median", "each")}
+        entry |= {k: row[k] for k in ("error", "standard_error", "median", "each") if k in row}
         if "fd" in row:
-            entry["fd"][row["samples"]] = row["fd"]
-    return table
+            entry["fd"][row["samples"], row.get("network", "float32")] = row["fd"]
+    return {key: entry for key, entry in table.items() if "error" in entry}
+
+
+def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> list[str]:
+    """Fréchet distances: one table per guidance scale and number of pictures, calls across."""
+    lines = ["## FD[fashion-cnn]", ""]
+    both = [
+        abs(entry["fd"][n, "mixed"] - entry["fd"][n, "float32"])
+        for entry in mine.values()
+        for n in {count for count, _ in entry["fd"]}
+        if (n, "mixed") in entry["fd"] and (n, "float32") in entry["fd"]
+    ]
+    if any(network == "mixed" for entry in mine.values() for _, network in entry["fd"]):
+        lines += [
+            "Mixed: the convolutions below the first resolution multiply in bfloat16, everything else is float32 "
+            f"(few_step_fd.py). {len(both)} cells were measured with float32 throughout as well: they differ by at "
+            f"most {max(both, default=math.nan):.4f}.", "",
+        ]  # fmt: skip
+    kinds = sorted({(s, n, net) for (_, _, s), e in mine.items() for n, net in e["fd"]}, key=lambda k: (k[0], -k[1]))
+    for scale, samples, network in kinds:
+        values = {(m, n): e["fd"][samples, network] for (m, n, s), e in mine.items()
+                  if s == scale and (samples, network) in e["fd"]}  # fmt: skip
+        nfes = sorted({n for _, n in values})
+        real_floor = floor(samples)
+        head = f"guidance {scale:g}, {samples:,} pictures, {network}"
+        head += "" if real_floor is None else f"; real pictures {real_floor:.3f}"
+        lines += [f"| {head} | " + " | ".join(f"{n} calls" for n in nfes) + " |", "|---|" + "---|" * len(nfes)]
+        best = {n: min((values[m, n] for m in STOCK if (m, n) in values), default=0.0) for n in nfes}
+        for name in names:
+            texts = [f"{values[name, n]:.3f}" if (name, n) in values else "" for n in nfes]
+            texts = [
+                f"**{text}**" if text and name not in STOCK and values[name, n] < best[n] else text
+                for n, text in zip(nfes, texts, strict=True)
+            ]
+            if any(texts):
+                lines.append(f"| {name} | " + " | ".join(texts) + " |")
+        lines.append("")
+    return lines
 
 
 def paired(a: dict, b: dict) -> str:
@@ -441,15 +482,7 @@ def table(bench: Bench, result: dict) -> str:
             error, name = min(ours)
             gaps = " | ".join(paired(mine[name, 5, scale], other) for other in others if other)
             lines.append(f"| {scale:g} | {name}: {1000 * error:.2f} | {gaps} |")
-    lines += ["", "## FD[fashion-cnn]", "", "| guidance | method | calls | pictures | FD | floor (real) |"]
-    lines += ["|---|---|---|---|---|---|"]
-    order = {name: i for i, name in enumerate(names)}
-    for (name, n, scale), row in sorted(mine.items(), key=lambda kv: (kv[0][2], kv[0][1], order[kv[0][0]])):
-        for samples, value in sorted(row["fd"].items()):
-            real_floor = floor(samples)
-            text = "-" if real_floor is None else f"{real_floor:.3f}"
-            lines.append(f"| {scale:g} | {name} | {n} | {samples:,} | {value:.3f} | {text} |")
-    return "\n".join([*lines, "", *paper_table(bench, rows)])
+    return "\n".join([*lines, "", *fd_tables(mine, names), *paper_table(bench, rows)])
 
 
 def calls_at(curve: list[tuple[int, float]], error: float) -> float | None:
@@ -523,14 +556,21 @@ def plot(result: dict, path: Path) -> None:
 
     mine = best_of(result["rows"], "table")
     scales = sorted({s for _, _, s in mine})
-    figure, axes = plt.subplots(1, len(scales), figsize=(4.6 * len(scales), 4.2), squeeze=False)
+    figure, axes = plt.subplots(2, len(scales), figsize=(4.6 * len(scales), 7.6), squeeze=False)
     shown = (
         "DDIM", "DPM-Solver++ 2M", "UniPC-2", "dualfast(ddim) calibrated", "dc(ddim), k = 1", "dc(unipc)",
         "unipc on a calibrated grid", "all on unipc",
     )  # fmt: skip
-    for axis, scale in zip(axes[0], scales, strict=True):
+    many = max((n for entry in mine.values() for n, _ in entry["fd"]), default=0)
+    panels = [(axis, scale, "error") for axis, scale in zip(axes[0], scales, strict=True)]
+    panels += [(axis, scale, "fd") for axis, scale in zip(axes[1], scales, strict=True)]
+    for axis, scale, what in panels:
         for i, name in enumerate(shown):
-            points = sorted((n, 1000 * r["error"]) for (m, n, s), r in mine.items() if m == name and s == scale)
+            points = []
+            for (m, n, s), r in sorted(mine.items()):
+                distances = [value for (count, _), value in r["fd"].items() if count == many]
+                if m == name and s == scale and (what == "error" or distances):
+                    points.append((n, 1000 * r["error"] if what == "error" else distances[-1]))
             if points:
                 whole = name.startswith("all")
                 axis.plot(
@@ -542,9 +582,10 @@ def plot(result: dict, path: Path) -> None:
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which(LogFormatter(minor_thresholds=(2, 1), labelOnlyBase=False))
     axes[0][0].set_ylabel("trajectory error ×1000")
+    axes[1][0].set_ylabel(f"FD[fashion-cnn], {many:,} pictures")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=80)
 
 

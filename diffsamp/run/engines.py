@@ -11,6 +11,7 @@ All use the same chunks and claims, so their result hash is the same and a lost 
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import uuid
@@ -77,6 +78,15 @@ def _join() -> None:
 
     if not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Metrics may still need the group after the run; what is left of it at exit can abort the process.
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _gather(value: Any) -> list[Any]:
