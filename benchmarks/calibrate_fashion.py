@@ -58,11 +58,12 @@ def statistics(model: calibrate.Model, data: str | None, folder: Path) -> Path:
     y = torch.from_numpy(labels.copy()).long()
     parts = zip(x.split(5000), y.split(5000), strict=True)
     key: dict = {"dataset": "Fashion-MNIST, training split", "range": [-1, 1], "resolution": [28, 28]}
-    stats = teleport.gather(parts, rank=96, key=key)
+    stats = teleport.network_means(teleport.gather(parts, rank=96, key=key), model)
+    key = dict(stats.key)
     choices = teleport.lowest_starts(stats, model, SCALES, tell=lambda line: print(line, file=sys.stderr))
     for scale, choice in choices.items():
-        for ratio, gap, limit in choice.table:
-            print(f"guidance {scale:g}: sigma {ratio:.4g}, distance {gap:.3g}, solver's {limit:.3g}", file=sys.stderr)
+        for ratio, gap, whole in choice.table:
+            print(f"guidance {scale:g}: sigma {ratio:.4g}, error {gap:.3g}, whole run's {whole:.3g}", file=sys.stderr)
     found = {scale: choice.level.noise_to_signal for scale, choice in choices.items()}
     key["start_by_guidance_scale"] = {f"{scale:g}": value for scale, value in found.items()}
     # One number for every use: the strictest.

@@ -17,6 +17,7 @@ killed and continued, and several processes can share one folder.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -68,6 +69,8 @@ KINDS = ("teleport", "one large step", "mean only", "white")
 # The paper's grid: EDM's levels from sigma 80 (rho 7), 18 of them there; those above the start that the rule gives are
 # dropped.
 PAPER_TOP, PAPER_STEPS, WHOLE_STEPS, TAIL_STEPS = 80.0, 18, (8, 10, 12, 15, 18), (9, 12, 15, 18)
+# Levels of the whole run that the start of a run of 4 to 10 calls is measured on.
+START_LEVELS = 9
 # What is worth a Fréchet distance, in the order of interest: (method, calls).
 WORTH = (
     ("all on unipc", 5), ("UniPC-2", 10), ("DPM-Solver++ 2M", 10), ("unipc on a calibrated grid", 5),
@@ -118,9 +121,19 @@ class Bench:
     def paper_grid(self, steps: int) -> Grid:
         return grid("karras", self.model.process, steps, sigma_max=PAPER_TOP)
 
-    def start(self, scale: float) -> float | None:
-        """sigma/alpha down to which the rule lets a run be teleported."""
-        return None if self.stats is None else self.stats.key["start_by_guidance_scale"].get(f"{scale:g}")
+    @cache  # noqa: B019
+    def start(self, scale: float, levels: int = START_LEVELS) -> float | None:
+        """sigma/alpha down to which the rule lets a run be teleported; measured on calibration noises, and kept."""
+        if self.stats is None:
+            return None
+        facts = [self.model.sha256, [round(float(v), 9) for v in self.stats.mean], repr(self.stats.key)]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        path = self.folder / f"start-{scale:g}-{levels}-{key}.txt"
+        if not path.exists():
+            found = teleport.lowest_starts(self.stats, self.model, [scale], levels=levels).get(scale)
+            write_whole(path, repr(found and found.level.noise_to_signal).encode(), overwrite=True)
+        text = path.read_text()
+        return None if text == "None" else float(text)
 
     @cache  # noqa: B019
     def goal(self, part: str, scale: float) -> torch.Tensor:
@@ -194,9 +207,11 @@ class Bench:
 
     def paper_plan(self, cell: Cell) -> tuple[Plan, str] | None:
         name, kind, size = cell.method.split(", ")
-        whole, start = self.paper_grid(int(size.split()[0])), self.start(cell.scale)
+        levels = int(size.split()[0])
+        whole = self.paper_grid(levels)
         if kind == "whole":
             return solver(name)(self.model.process, whole), "noise"
+        start = self.start(cell.scale, levels)
         if start is None:
             return None
         return self.started(name, kind, whole.levels[0], teleport.start_grid(whole, start))
@@ -505,8 +520,8 @@ def paper_table(bench: Bench, rows: list[dict]) -> list[str]:
         "interpolated between its rows, has the same error (mean; median).", "",
     ]  # fmt: skip
     for scale in sorted({s for _, _, s in mine}):
-        start = bench.start(scale)
-        head = "" if start is None else f", start at sigma {start:.3g}"
+        starts = {n: bench.start(scale, n) for n in TAIL_STEPS}
+        head = "; start at sigma " + ", ".join(f"{v:.3g} ({n} levels)" for n, v in starts.items() if v is not None)
         lines += [f"### Guidance scale {scale:g}{head}", ""]
         lines += ["| solver | levels | whole | " + " | ".join(KINDS) + " | saved by teleport | by the large step |"]
         lines += ["|---|---|---|" + "---|" * (len(KINDS) + 2)]

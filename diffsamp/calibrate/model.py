@@ -20,6 +20,8 @@ CALIBRATION_SEED = 1_000_000
 HELD_OUT_SEED = 2_000_000
 # Pictures of which only a distance is taken.
 PICTURE_SEED = 3_000_000
+# Noises at which the network is asked for its means.
+MEAN_SEED = 4_000_000
 
 
 @dataclass(frozen=True)

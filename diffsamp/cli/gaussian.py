@@ -33,6 +33,13 @@ def gaussian(
     start: Annotated[
         str, typer.Option(help="sigma/alpha where runs start: a number, auto (measured with the model), or none.")
     ] = "auto",
+    levels: Annotated[int, typer.Option(help="Levels of the whole run that an automatic start is measured on.")] = 12,
+    means: Annotated[
+        str,
+        typer.Option(
+            help="Whose means: data, or network (as it shows them at the top); auto: network where a model is used."
+        ),
+    ] = "auto",
     guidance_scale: Annotated[str, typer.Option(help="Scales that an automatic start must serve, with commas.")] = (
         "1,3,7.5"
     ),
@@ -56,8 +63,13 @@ def gaussian(
     if rank is not None and rank < 1:
         raise DiffsampError(f"rank: got {rank}; accepted: 1 and above")
     facts = _facts(key)
+    if means not in ("auto", "data", "network"):
+        raise DiffsampError(f"means: got {means!r}; accepted: auto, data, network")
+    if levels < 3:
+        raise DiffsampError(f"levels: got {levels}; accepted: 3 and above")
     # Arrays with a given start need no model.
-    found: Any = find_model(model) if data is None or level == "auto" or data.is_dir() else None
+    wanted = data is None or level == "auto" or data.is_dir() or means == "network"
+    found: Any = find_model(model) if wanted else None
     if data is None:
         if samples < 2 or steps < 1:
             raise DiffsampError(f"samples, steps: got {samples}, {steps}; accepted: 2 and 1 or above")
@@ -72,8 +84,13 @@ def gaussian(
     stats = teleport.gather(_watched(parts), rank=rank, key=facts, seed=seed)
     if rank is None and stats.eigenvalues.numel() > 96:
         stats = stats.truncated(96)
+    # A folder's pictures may be of other classes than the model's; it is asked only where it takes part anyway.
+    if means == "network" or (means == "auto" and (data is None or level == "auto")):
+        stats = teleport.network_means(stats, found)
     if level == "auto":
-        choices = teleport.lowest_starts(stats, found, scales, tell=lambda line: print(line, file=sys.stderr))
+        choices = teleport.lowest_starts(
+            stats, found, scales, levels=levels, tell=lambda line: print(line, file=sys.stderr)
+        )
         starts = {f"{scale:g}": choice.level.noise_to_signal for scale, choice in choices.items()}
         # One number for every use: the strictest.
         level = max(starts.values()) if starts else None

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from .guided import guided_map, one_call_map
 from .maps import gaussian_denoiser, gaussian_map
+from .network import network_means
 from .start import Choice, choose_start, lowest_starts, start_grid, teleport
 from .statistics import Statistics, gather, load
 
 __all__ = [
     "Choice", "Statistics", "choose_start", "gather", "gaussian_denoiser", "gaussian_map", "guided_map", "load",
-    "lowest_starts", "one_call_map", "start_grid", "teleport",
+    "lowest_starts", "network_means", "one_call_map", "start_grid", "teleport",
 ]  # fmt: skip

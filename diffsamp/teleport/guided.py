@@ -76,9 +76,13 @@ def one_call_map(stats: Statistics, x: torch.Tensor, denoised: torch.Tensor, s: 
     Returns:
         the state at ``t``, shape and dtype of ``x``.
     """
+    return gaussian_map(replace(stats, mean=implied_mean(stats, x, denoised, s)), x, s, t)
+
+
+def implied_mean(stats: Statistics, x: torch.Tensor, denoised: torch.Tensor, s: Level) -> torch.Tensor:
+    """(batch, d): the mean at which the denoiser of the statistics' Gaussian answers ``denoised`` at (x, s)."""
     flat, d = flatten(stats, x), flatten(stats, denoised)
     square = s.sigma**2
     lam = stats.eigenvalues.double()
     mean = spectral(stats, d, 1 + s.alpha**2 * lam / square, 1 + s.alpha**2 * stats.residual / square)
-    mean = mean - spectral(stats, flat, s.alpha * lam / square, s.alpha * stats.residual / square)
-    return gaussian_map(replace(stats, mean=mean), x, s, t)
+    return mean - spectral(stats, flat, s.alpha * lam / square, s.alpha * stats.residual / square)

@@ -1,8 +1,10 @@
 """Where to start: the teleported sample, the grid below it, and the rule that picks the level.
 
-Rule: run the production solver on a few noises; at each of its levels compare the distance of the teleported state to
-the solver's with the error that the whole run has at its end (n against 2n steps); take the lowest level where it is no
-larger. Refused below 5 standard deviations of the data (fidelity to the same run) or 3.5 (same distribution).
+Rule: run the production solver on a few noises, whole and from each of its levels down, teleported there; go down as
+long as the run's end is at most ``ALLOWANCE`` times as far from the finer run's (n against 2n steps) as the whole
+run's, in squared distance and by the median. Refused below 5 standard deviations of the data (fidelity to the same
+run) or 3.5 (same distribution). Ends are compared, not the states at the level: what a miss up there becomes depends on
+the process's scale and on the model.
 """
 
 from __future__ import annotations
@@ -24,12 +26,19 @@ from .maps import gaussian_map
 from .statistics import Statistics
 
 FIDELITY, DISTRIBUTION = 5.0, 3.5
-RULE_NOISES = 16
+RULE_NOISES = 32
+LEVELS = 12
+# The error of a multistep solver falls by as much when 18 calls become 20; a start that qualifies saves more.
+ALLOWANCE = 2.0
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the rule found: the level, its index in the grid, and per level (ratio, distance, solver's error)."""
+    """What the rule found: the level, its index in the grid, and the levels tried.
+
+    ``table`` holds (sigma/alpha, squared distance of the teleported run's end to the finer run's, that of the whole
+    run's end), medians over the noises.
+    """
 
     level: Level
     index: int
@@ -99,10 +108,10 @@ def choose_start(
     guidance_scale: float = 1.0,
     aim: str = "fidelity",
 ) -> Choice:
-    """The lowest level of ``grid`` that the rule allows, measured on the start noises ``x`` (16 serve).
+    """The lowest level of ``grid`` that the rule allows, measured on the start noises ``x`` (32 serve).
 
     Args:
-        solver: ``(process, grid) -> plan``, such as ``diffsamp.solver("unipc")``; with one call per step.
+        solver: ``(process, grid) -> plan``, such as ``diffsamp.solver("unipc")``.
         denoiser: guided already.
         aim: ``fidelity`` (the same picture) or ``distribution`` (pictures of the same law).
 
@@ -114,67 +123,66 @@ def choose_start(
     limit = (FIDELITY if aim == "fidelity" else DISTRIBUTION) * stats.std
     from ..calibrate.reference import refined
 
-    fine = refined(grid.process, grid.levels, 2 * len(grid))
+    whole = solver(grid.process, grid)
 
-    def states(over: Grid) -> dict[float, torch.Tensor]:
-        plan = solver(grid.process, over)
-        kept: dict[float, torch.Tensor] = {}
-
-        def visit(i: int, state: engine.State) -> None:
-            row = plan.rows[i]
-            for level, value in ((row.next_level, state.input), (row.base_level, state.base)):
-                assert level is not None
-                kept[round(level.lambda_, 9)] = value
-
+    def end(plan: Plan, start: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            engine.sample(plan, denoiser, x, prediction=prediction, callback=visit)
-        return kept
+            return engine.sample(plan, denoiser, start, prediction=prediction)
 
-    coarse, better = states(grid), states(fine)
+    finer = end(solver(grid.process, refined(grid.process, grid.levels, 2 * len(grid))), x)
 
-    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-        return float((a - b).double().square().flatten(1).mean(1).median())
+    def distance(made: torch.Tensor) -> float:
+        return float((made - finer).double().square().flatten(1).mean(1).median())
 
-    end = round(grid.levels[-1].lambda_, 9)
-    error = distance(coarse[end], better[end])
+    error = distance(end(whole, x))
     found, table = None, []
     for i, level in enumerate(grid.levels[1:-1], start=1):
+        if level.noise_to_signal < limit:
+            break
         moved = teleport(stats, x, grid.levels[0], level, labels=labels, guidance_scale=guidance_scale, force=True)
-        gap = distance(moved, better[round(level.lambda_, 9)])
+        gap = distance(end(solver(grid.process, grid.after(i)), moved))
         table.append((level.noise_to_signal, gap, error))
-        if gap <= error and level.noise_to_signal >= limit:
-            found = (level, i)
+        if gap > ALLOWANCE * error:
+            break
+        found = (level, i)
     if found is None:
         raise DiffsampError(
-            f"start: no level of the grid qualifies for {aim} (it must be {limit:.3g} or above, teleport no worse "
-            "than the solver); start at the top, or take more steps there"
+            f"start: no level of the grid qualifies for {aim} (it must be {limit:.3g} or above, and the run from there "
+            f"end at most {ALLOWANCE:g} times as far from a finer one as the whole run); start at the top"
         )
     return Choice(*found, tuple(table))
 
 
 def lowest_starts(
-    stats: Statistics, model: Any, scales: Sequence[float], *, tell: Callable[[str], None] = lambda line: None
+    stats: Statistics,
+    model: Any,
+    scales: Sequence[float],
+    *,
+    levels: int = LEVELS,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[float, Choice]:
-    """:func:`choose_start` by guidance scale, on the paper's grid (18 levels of EDM from sigma 80) with UniPC.
+    """:func:`choose_start` by guidance scale, on the paper's grid (EDM's levels from sigma 80) with UniPC.
 
     A scale at which no level qualifies is left out. Without class statistics only scale 1 has a map without network
     calls, so only that is measured.
 
     Args:
         model: a :class:`diffsamp.calibrate.Model`.
+        levels: of the whole grid. The fewer, the larger the error of the whole run and the lower a run may start.
         tell: is given one line for every scale.
     """
+    from ..calibrate.model import CALIBRATION_SEED
     from ..grids import grid
     from ..registry import solver
 
-    noise, labels = model.points(range(RULE_NOISES))
-    levels = grid("karras", model.process, 18, sigma_max=min(80.0, model.process.noise_to_signal_range[1]))
+    noise, labels = model.points(range(CALIBRATION_SEED, CALIBRATION_SEED + RULE_NOISES))
+    whole = grid("karras", model.process, levels, sigma_max=min(80.0, model.process.noise_to_signal_range[1]))
     classes = labels if stats.class_means is not None else None
     found = {}
     for scale in scales if classes is not None else [1.0]:
         try:
             found[scale] = choose_start(
-                stats, solver("unipc"), levels, model.guided(labels, scale), noise * levels.levels[0].sigma,
+                stats, solver("unipc"), whole, model.guided(labels, scale), noise * whole.levels[0].sigma,
                 prediction=model.prediction, labels=classes, guidance_scale=scale,
             )  # fmt: skip
         except DiffsampError as error:

@@ -74,11 +74,13 @@ def test_every_search_runs_by_its_command():
 
 
 def test_gaussian_of_the_models_own_samples(monkeypatch):
+    monkeypatch.setattr("diffsamp.teleport.network.NOISES_PER_CLASS", 2)
     run("gaussian", "--samples", "120", "--steps", "3", "--rank", "8", "--start", "5.0", "--out", "g.safetensors")
     stats = teleport.load("g.safetensors")
     assert stats.count == 120 and stats.eigenvalues.shape == (8,) and stats.start == 5.0
     assert stats.class_means is not None and stats.class_means.shape[0] == 10
     assert stats.key["samples_of"] == "fashion" and stats.key["sha256"] == models.fingerprint("fashion")
+    assert stats.key["means"] == "network, sigma/alpha 80, 20 noises"
     with pytest.raises(DiffsampError, match=r"g.safetensors exists; choose another place or use --force"):
         run("gaussian", "--samples", "120", "--out", "g.safetensors")
 
@@ -99,7 +101,7 @@ def test_gaussian_of_a_folder_of_pictures_is_streamed_and_equals_the_whole(tmp_p
     Image.fromarray(np.zeros((90, 90), np.uint8)).save(tmp_path / "p" / "0" / "grid.png")
     options = ("--rank", "12", "--start", "none", "--key", "vae=none", "--out", "g.safetensors")
     text = run("gaussian", "--data", tmp_path / "p", *options)
-    assert "no start" in text
+    assert "no start" in text and "means" not in teleport.load("g.safetensors").key
     stats, x = teleport.load("g.safetensors"), made.astype(np.float64).reshape(30, -1) / 127.5 - 1
     assert stats.count == 30 and stats.key["vae"] == "none" and stats.key["range"] == [-1, 1]
     assert np.abs(stats.mean.numpy() - x.mean(0)).max() < 1e-6
@@ -114,6 +116,7 @@ def test_gaussian_of_an_array_and_its_measured_start(tmp_path, monkeypatch):
     x = torch.randn(60, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 0.1 - 0.8
     np.savez(tmp_path / "x.npz", x=x.numpy())
     monkeypatch.setattr("diffsamp.teleport.start.RULE_NOISES", 2)
+    monkeypatch.setattr("diffsamp.teleport.network.NOISES_PER_CLASS", 2)
     text = run("gaussian", "--data", tmp_path / "x.npz", "--out", "g.safetensors")
     stats = teleport.load("g.safetensors")
     assert stats.eigenvalues.shape == (96,) and stats.residual > 0
@@ -141,6 +144,8 @@ def test_gaussian_of_an_array_and_its_measured_start(tmp_path, monkeypatch):
         (["dualfast", "--tau", "later"], "first, previous"),
         (["gaussian", "--start", "-1"], "a number above 0, auto, none"),
         (["gaussian", "--rank", "0"], "1 and above"),
+        (["gaussian", "--means", "median"], "means: got 'median'; accepted: auto, data, network"),
+        (["gaussian", "--levels", "2"], "levels: got 2; accepted: 3 and above"),
         (["gaussian", "--key", "scaling"], "write name=value"),
         (["gaussian", "--samples", "1"], "accepted: 2"),
         (["gaussian", "--data", "nothing.npz", "--start", "none"], "cannot be read"),
