@@ -85,7 +85,7 @@ def gaussian(
     if rank is None and stats.eigenvalues.numel() > 96:
         stats = stats.truncated(96)
     # A folder's pictures may be of other classes than the model's; it is asked only where it takes part anyway.
-    if means == "network" or (means == "auto" and (data is None or level == "auto")):
+    if found is not None and (means == "network" or (means == "auto" and (data is None or level == "auto"))):
         stats = teleport.network_means(stats, found)
     if level == "auto":
         choices = teleport.lowest_starts(
