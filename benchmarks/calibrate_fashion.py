@@ -28,8 +28,9 @@ from diffsamp.errors import DiffsampError
 SCALES = (1.0, 3.0, 7.5)
 FEW = (4, 5, 6, 8, 10)
 MANY = {"points": 32, "held_out": 32}
-# Tables are refined for their pictures: most of them where it counts most.
-ALL = {"points": 64, "held_out": 32, "reference_steps": 200, "extractor": "fashion-cnn"}
+ALL = {"points": 64, "held_out": 32, "reference_steps": 200}
+# Some tables are refined for their pictures: most of them where it counts most.
+PICTURES, SHORT = {"extractor": "fashion-cnn"}, {"reference_steps": 60}
 # (method, base, function, calls, options, guidance scales); five calls first in what takes longest.
 JOBS = (
     ("dc", "unipc", calibrate.calibrate_dc, FEW, {}, SCALES),
@@ -39,13 +40,15 @@ JOBS = (
     ("dc", "deis", calibrate.calibrate_dc, FEW, {}, SCALES),
     ("dualfast", "ddim", calibrate.calibrate_dualfast, FEW, {}, SCALES),
     ("dualfast", "dpmpp-2m", calibrate.calibrate_dualfast, FEW, {}, SCALES),
-    ("all", "unipc", calibrate.calibrate_all, (5,), {**ALL, "pictures": 1024}, SCALES[:1]),
-    ("all", "unipc", calibrate.calibrate_all, (5,), {**ALL, "pictures": 384, "reference_steps": 60}, SCALES[1:]),
-    ("all", "unipc", calibrate.calibrate_all, (4, 6), {**ALL, "pictures": 512, "reference_steps": 60}, SCALES[:1]),
+    ("all", "unipc", calibrate.calibrate_all, (5,), {**ALL, **PICTURES, "pictures": 1024}, SCALES[:1]),
+    ("all", "unipc", calibrate.calibrate_all, (5,), {**ALL, **PICTURES, "pictures": 384, **SHORT}, SCALES[1:2]),
+    ("all", "unipc", calibrate.calibrate_all, (5,), {**ALL, **PICTURES, "pictures": 1024}, SCALES[2:]),
+    ("all", "unipc", calibrate.calibrate_all, (4, 6), {**ALL, **PICTURES, "pictures": 512, **SHORT}, SCALES[:1]),
     ("grid", "unipc", calibrate.calibrate_grid, FEW, MANY, SCALES),
     ("grid", "dpmpp-2m", calibrate.calibrate_grid, FEW, MANY, SCALES),
     ("dc", "unipc", calibrate.calibrate_dc, (7, 9, 11, 12, 13, 14, 15), {}, SCALES),
-    ("all", "unipc", calibrate.calibrate_all, (8, 10), {**ALL, "pictures": 512}, SCALES[:1]),
+    ("all", "unipc", calibrate.calibrate_all, (4, 6), ALL, SCALES[1:]),
+    ("all", "unipc", calibrate.calibrate_all, (8, 10), ALL, SCALES),
 )
 
 
@@ -93,7 +96,7 @@ def main() -> None:
         jobs = list({job[0]: job for job in jobs}.values())
     for method, base, run, nfe, options, scales in jobs:
         if args.quick and method in ("grid", "all"):
-            few = {"pictures": 64, "reference_steps": 60} if method == "all" else {}
+            few = {"pictures": 64, **SHORT} if "extractor" in options else {}
             options = {**options, "points": 10, "held_out": 8, **few}
         path = folder / filename("fashion", method, base)
         if path.exists() and Artifact.load(path).model["sha256"] != model.sha256:

@@ -135,6 +135,12 @@ class Bench:
         text = path.read_text()
         return None if text == "None" else float(text)
 
+    def key(self, plan: Plan, kind: str) -> str:
+        """What a cell's figure depends on: the plan and, where they are used, the statistics."""
+        if kind not in ("teleport", "mean only") or self.stats is None:
+            return plan.fingerprint
+        return f"{plan.fingerprint}-{hashlib.sha256(self.stats.mean.double().numpy().tobytes()).hexdigest()[:8]}"
+
     @cache  # noqa: B019
     def goal(self, part: str, scale: float) -> torch.Tensor:
         """Final states of the fine run, kept in the folder."""
@@ -268,7 +274,7 @@ class Bench:
             "part": cell.part, "method": cell.method, "nfe": cell.nfe, "guidance_scale": cell.scale,
             "samples": cell.samples, "error": float(each.mean()), "median": float(each.median()),
             "standard_error": float(each.std() / len(each) ** 0.5), "each": [round(float(v), 7) for v in each],
-            "plan": plan.fingerprint,
+            "plan": self.key(plan, kind),
         }  # fmt: skip
         if features:
             from diffsamp.metrics.frechet import frechet_distance
@@ -362,8 +368,8 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
         found = bench.plan(cell)
         if found is None:
             continue
-        # A cell whose plan has changed since, by another artifact, is measured again.
-        if path.exists() and json.loads(path.read_text())["plan"] == found[0].fingerprint:
+        # A cell whose plan or statistics have changed since, by another artifact, is measured again.
+        if path.exists() and json.loads(path.read_text())["plan"] == bench.key(*found):
             done.add(key)
             continue
         if time.time() > deadline or (cell.samples <= bench.seeds and key in done):
@@ -398,7 +404,7 @@ def collected(bench: Bench) -> list[dict]:
         row = json.loads(path.read_text())
         cell = Cell(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
         plan = bench.plan(cell)
-        if row["model_sha256"] == bench.model.sha256 and plan is not None and plan[0].fingerprint == row["plan"]:
+        if row["model_sha256"] == bench.model.sha256 and plan is not None and bench.key(*plan) == row["plan"]:
             found.append(row)
     return found
 

@@ -106,7 +106,7 @@ def fast_model(network: str) -> calibrate.Model:
 class Group:
     """Cells at one guidance scale that are measured together, because they share calls.
 
-    ``cells`` is by method and the plan's fingerprint: another artifact is another key.
+    ``cells`` is by method and :meth:`few_step.Bench.key`: another artifact is another key.
     """
 
     part: str
@@ -165,7 +165,7 @@ def groups(bench: Bench, nfes: list[int], scales: list[float], methods: list[str
                 cell = Cell("table", method, nfe, scale, samples)
                 found = bench.plan(cell)
                 if found is not None:
-                    cells[f"{method}|{found[0].fingerprint}"] = cell
+                    cells[f"{method}|{bench.key(*found)}"] = cell
             yield Group("table", scale, nfe, cells)
 
 
@@ -176,7 +176,7 @@ def paper_groups(bench: Bench, scales: list[float], samples: int) -> Iterator[Gr
         for cell in few_step.paper_cells(bench, scale, few_step.PAPER_SEEDS):
             found = bench.plan(cell)
             assert found is not None
-            cells[f"{cell.method}|{found[0].fingerprint}"] = replace(cell, samples=samples)
+            cells[f"{cell.method}|{bench.key(*found)}"] = replace(cell, samples=samples)
         yield Group("paper", scale, 0, cells)
 
 
