@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -119,6 +120,26 @@ def test_named_grid_is_kept_where_nothing_is_better(points):
     goal = engine.sample(solver("unipc")(VP, named), TOY.denoiser(labels), x)
     found, before, after, _ = search_grid(solver("unipc"), named, TOY.denoiser(labels), x, goal, rounds=1)
     assert found is named and before == after == 0.0
+
+
+def test_descent_from_the_second_best_start_is_kept_where_it_leads_lower(points, monkeypatch):
+    x, labels, goal = points
+    named = grid("linspace", VP, 5)
+    begun = []
+
+    def descent(make, start, *_, **__):
+        begun.append(start)
+        return SimpleNamespace(values=start, after=1e-3 / len(begun), calls=7)
+
+    monkeypatch.setattr("diffsamp.calibrate.grid.gauss_newton", descent)
+    found, _, after, calls = search_grid(solver("unipc"), named, TOY.denoiser(labels), x, goal)
+    starts = [named, *lower_starts(named)]
+    errors = [mse(engine.sample(solver("unipc")(VP, g), TOY.denoiser(labels), x), goal) for g in starts]
+    best, second = sorted(range(len(starts)), key=errors.__getitem__)[:2]
+    assert np.allclose(begun, [Gaps(named).of(starts[best]), Gaps(named).of(starts[second])])
+    assert after == 5e-4 and calls == 5 * len(starts) + 2 * 7
+    ratios = [v.noise_to_signal for v in starts[second].levels]
+    assert [v.noise_to_signal for v in found.levels] == pytest.approx(ratios)
 
 
 def test_network_that_returns_nan_is_reported(points):
