@@ -11,7 +11,7 @@ Stock schedulers run as the tables that their own code yields (Plan.from_schedul
 made for the weights at hand; methods without one are left out.
 
 Each cell is one small file in --cells, written whole; a cell that is there is not measured again, so a run can be
-killed and continued, and several processes can share one folder.
+killed and continued, and several processes can share one folder. --restore begins with the cells of the written result.
 """
 
 from __future__ import annotations
@@ -397,6 +397,18 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
         )  # fmt: skip
 
 
+def restore(folder: Path, results: Path) -> int:
+    """Cells of a written result, so that measuring goes on from it on another machine; how many were missing."""
+    count = 0
+    for row in json.loads((results / "few_step.json").read_text())["rows"]:
+        cell = Cell(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
+        path = folder / f"{cell.name}{'-' + row['network'] if 'network' in row else ''}.json"
+        if not path.exists():
+            write_whole(path, json.dumps(row).encode())
+            count += 1
+    return count
+
+
 def collected(bench: Bench) -> list[dict]:
     """Cells that were measured with these weights and artifacts."""
     found = []
@@ -620,6 +632,7 @@ def main() -> None:
     parser.add_argument("--guidance-scale", default="1,3,7.5")
     parser.add_argument("--cells", type=Path, default=Path("build/few_step"), help="folder of the measured cells")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so many")
+    parser.add_argument("--restore", action="store_true", help="first take the cells of the written result")
     parser.add_argument("--table-only", action="store_true", help="write the table from what is there")
     parser.add_argument("--no-table", action="store_true", help="measure only")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -635,6 +648,8 @@ def main() -> None:
             finish(bench, args)
         return
     args.cells.mkdir(parents=True, exist_ok=True)
+    if args.restore:
+        print(f"{restore(args.cells, args.out)} cells taken from {args.out}", file=sys.stderr)
     bench = Bench(args.cells)
     if not args.table_only:
         nfes = [int(v) for v in args.nfe.split(",")]

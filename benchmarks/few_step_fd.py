@@ -5,8 +5,9 @@
 
 Multistep solvers on the same levels begin with the same calls (their first step is DDIM's), so pictures are made block
 by block for all methods of one (guidance scale, calls) together, and a call whose input and time were seen already, to
-1e-5, is answered from memory. The network runs compiled, in bfloat16 by default: half the time; --network float32 for
-the other (few_step.md has the difference on the same cells). Trajectory errors are few_step.py's, in float32.
+1e-5, is answered from memory. The network runs below its first resolution in bfloat16 by default; --network float32 for
+the other (few_step.md has the difference on the same cells). It is compiled, by fashion_amx.cpp where the CPU has AMX,
+else by torch: 2.7 times slower. Trajectory errors are few_step.py's, in float32.
 
 A block is one file of features, written whole: a run can be killed and continued, and several processes can share one
 folder. A cell is written when all its blocks are there; --partial writes it with the pictures made so far.
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 import few_step
+from fashion_amx import FashionAMX, available
 from few_step import CALIBRATED, DEFAULTS, KINDS, STARTED, STOCK, Bench, Cell, classifier, real
 
 from diffsamp import calibrate, engine, models
@@ -85,13 +87,16 @@ class HalfConvolution(torch.nn.Module):
         return torch.nn.functional.conv2d(x.bfloat16(), self.weight, self.bias, self.stride, self.padding).float()
 
 
-def fast_model(network: str) -> calibrate.Model:
+def fast_model(network: str, amx: bool) -> calibrate.Model:
     """The embedded model with its network compiled; ``mixed``: convolutions below the first resolution in bfloat16."""
     import torch._inductor.config as inductor
 
-    inductor.freezing = True
     pipeline = models.load("fashion")
     unet = pipeline.unet.eval().requires_grad_(False)
+    if amx:
+        pipeline.register_modules(unet=FashionAMX(unet, mixed=network == "mixed"))
+        return from_pipeline(pipeline, "fashion")
+    inductor.freezing = True
     if network == "mixed":
         outer = ("conv_in", "conv_out", "down_blocks.0.", f"up_blocks.{len(unet.up_blocks) - 1}.")
         for name, module in list(unet.named_modules()):
@@ -156,28 +161,34 @@ def make_block(
     return {key: np.concatenate(parts) for key, parts in found.items()}
 
 
-def groups(bench: Bench, nfes: list[int], scales: list[float], methods: list[str], samples: int) -> Iterator[Group]:
+def missing(bench: Bench, network: str, cells: Iterator[Cell]) -> dict[str, Cell]:
+    """Cells that are defined and not yet written, by key."""
+    wanted = {}
+    for cell in cells:
+        found = bench.plan(cell)
+        if found is None:
+            continue
+        key, path = bench.key(*found), bench.folder / f"{cell.name}-{network}.json"
+        if not (path.exists() and json.loads(path.read_text())["plan"] == key):
+            wanted[f"{cell.method}|{key}"] = cell
+    return wanted
+
+
+def groups(
+    bench: Bench, network: str, nfes: list[int], scales: list[float], methods: list[str], samples: int
+) -> Iterator[Group]:
     """The table's cells, those of one scale and number of calls together."""
     for scale in scales:
         for nfe in nfes:
-            cells = {}
-            for method in methods:
-                cell = Cell("table", method, nfe, scale, samples)
-                found = bench.plan(cell)
-                if found is not None:
-                    cells[f"{method}|{bench.key(*found)}"] = cell
-            yield Group("table", scale, nfe, cells)
+            cells = (Cell("table", method, nfe, scale, samples) for method in methods)
+            yield Group("table", scale, nfe, missing(bench, network, cells))
 
 
-def paper_groups(bench: Bench, scales: list[float], samples: int) -> Iterator[Group]:
+def paper_groups(bench: Bench, network: str, scales: list[float], samples: int) -> Iterator[Group]:
     """The cells on the teleportation paper's grid, all of a scale together."""
     for scale in scales:
-        cells = {}
-        for cell in few_step.paper_cells(bench, scale, few_step.PAPER_SEEDS):
-            found = bench.plan(cell)
-            assert found is not None
-            cells[f"{cell.method}|{bench.key(*found)}"] = replace(cell, samples=samples)
-        yield Group("paper", scale, 0, cells)
+        cells = (replace(c, samples=samples) for c in few_step.paper_cells(bench, scale, few_step.PAPER_SEEDS))
+        yield Group("paper", scale, 0, missing(bench, network, cells))
 
 
 def measure(
@@ -253,6 +264,7 @@ def main() -> None:
     parser.add_argument("--paper", action="store_true", help="the grid of the teleportation paper instead of the table")
     parser.add_argument("--methods", help="names, separated by semicolons; all by default")
     parser.add_argument("--network", choices=("mixed", "float32"), default="mixed")
+    parser.add_argument("--no-amx", action="store_true", help="the network as torch compiles it, on CPUs with AMX too")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no block after so many")
     parser.add_argument("--partial", action="store_true", help="write cells with the pictures made so far")
     parser.add_argument("--no-measure", action="store_true", help="only write what is finished")
@@ -268,11 +280,11 @@ def main() -> None:
     bench = Bench(args.cells)
     nfes, scales = [int(v) for v in args.nfe.split(",")], [float(v) for v in args.guidance_scale.split(",")]
     if args.paper:
-        todo = list(paper_groups(bench, scales, args.samples))
+        todo = list(paper_groups(bench, args.network, scales, args.samples))
     else:
-        todo = list(groups(bench, nfes, scales, methods, args.samples))
+        todo = list(groups(bench, args.network, nfes, scales, methods, args.samples))
     if not args.no_measure:
-        fast = fast_model(args.network)
+        fast = fast_model(args.network, available() and not args.no_amx)
         measure(bench, fast, args.network, todo, args.samples, time.time() + 60 * args.minutes)
     for row in finished(bench, args.network, todo, args.samples, args.partial):
         print(f"{row['guidance_scale']:g} {row['nfe']:2d} {row['method']:32s} {row['samples']:6d} {row['fd']:.4f}")
