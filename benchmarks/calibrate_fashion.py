@@ -95,7 +95,7 @@ def main() -> None:
             print(f"statistics skipped: {error}", file=sys.stderr)
     jobs = [job for job in JOBS if args.only in (None, job[0])]
     if args.quick:
-        jobs = list({job[0]: job for job in jobs}.values())
+        jobs = list({job[0]: job for job in reversed(jobs)}.values())[::-1]
     for method, base, run, nfe, options, scales in jobs:
         if args.quick and method in ("grid", "all"):
             few = {"pictures": 64, **SHORT} if "extractor" in options else {}
