@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstring>
 #include <map>
+#include <string>
 #include <vector>
 
 namespace {
@@ -101,15 +102,15 @@ struct Place {  // where a block reads and writes; steps are between tiles, rows
 template <int M, int N>
 void block(const Place &p, const int *offsets, int count) {
   const long from = 4L * p.start_row, to = 4L * p.out_row, row = 2 * p.in_row;
-#define START(tile, m, n) _tile_loadd(tile, p.start + (m) * p.start_step + (n) * kTile, from);
-#define STORE(tile, m, n) _tile_stored(tile, p.out + (m) * p.out_step + (n) * kTile, to);
-#define EACH_DEPTH                                  \
-  for (int k = 0; k < count; ++k) {                 \
-    const uint16_t *a = p.in + offsets[k];          \
-    const uint16_t *b = p.weights + k * 512L;
+#define START(tile, m, n) _tile_loadd(tile, p.start + (m) * p.start_step + (n) * kTile, from)
+#define STORE(tile, m, n) _tile_stored(tile, p.out + (m) * p.out_step + (n) * kTile, to)
   if constexpr (M == 2 && N == 2) {
-    START(0, 0, 0) START(1, 0, 1) START(2, 1, 0) START(3, 1, 1)
-    EACH_DEPTH
+    START(0, 0, 0);
+    START(1, 0, 1);
+    START(2, 1, 0);
+    START(3, 1, 1);
+    for (int k = 0; k < count; ++k) {
+      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
       _tile_loadd(4, a, row);
       _tile_loadd(6, b, 64);
       _tile_loadd(7, b + p.weights_step, 64);
@@ -119,21 +120,31 @@ void block(const Place &p, const int *offsets, int count) {
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    STORE(0, 0, 0) STORE(1, 0, 1) STORE(2, 1, 0) STORE(3, 1, 1)
+    STORE(0, 0, 0);
+    STORE(1, 0, 1);
+    STORE(2, 1, 0);
+    STORE(3, 1, 1);
   } else if constexpr (M == 2 && N == 1) {
-    START(0, 0, 0) START(1, 1, 0)
-    EACH_DEPTH
+    START(0, 0, 0);
+    START(1, 1, 0);
+    for (int k = 0; k < count; ++k) {
+      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
       _tile_loadd(4, a, row);
       _tile_loadd(6, b, 64);
       _tile_dpbf16ps(0, 4, 6);
       _tile_loadd(5, a + p.in_step, row);
       _tile_dpbf16ps(1, 5, 6);
     }
-    STORE(0, 0, 0) STORE(1, 1, 0)
+    STORE(0, 0, 0);
+    STORE(1, 1, 0);
   } else {
     static_assert(M == 4 && N == 1);
-    START(0, 0, 0) START(1, 1, 0) START(2, 2, 0) START(3, 3, 0)
-    EACH_DEPTH
+    START(0, 0, 0);
+    START(1, 1, 0);
+    START(2, 2, 0);
+    START(3, 3, 0);
+    for (int k = 0; k < count; ++k) {
+      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
       _tile_loadd(6, b, 64);
       _tile_loadd(4, a, row);
       _tile_dpbf16ps(0, 4, 6);
@@ -144,11 +155,13 @@ void block(const Place &p, const int *offsets, int count) {
       _tile_loadd(5, a + 3 * p.in_step, row);
       _tile_dpbf16ps(3, 5, 6);
     }
-    STORE(0, 0, 0) STORE(1, 1, 0) STORE(2, 2, 0) STORE(3, 3, 0)
+    STORE(0, 0, 0);
+    STORE(1, 1, 0);
+    STORE(2, 2, 0);
+    STORE(3, 3, 0);
   }
 #undef START
 #undef STORE
-#undef EACH_DEPTH
 }
 
 // `size`: height and width of the input. `add`: on top of what `out` holds, without the bias.
@@ -167,9 +180,17 @@ void convolve(const Convolution &c, const Bordered &in, int size, const Pictures
     for (int g = begin; g < end; ++g)
       for (long m = 0; m < tiles; m += high) {
         float *to = out.of[g] + m * out_step + n * kTile;
-        const Place place{in.of[g] + m * in_step, in_step, (long)stride * c.pixel,
-                          c.weights + n * count * 512L, count * 512L, to, out_step, c.out,
-                          add ? to : c.bias + n * kTile, add ? out_step : 0, add ? c.out : 0};
+        const Place place{in.of[g] + m * in_step,
+                          in_step,
+                          (long)stride * c.pixel,
+                          c.weights + n * count * 512L,
+                          count * 512L,
+                          to,
+                          out_step,
+                          c.out,
+                          add ? to : c.bias + n * kTile,
+                          add ? out_step : 0,
+                          add ? c.out : 0};
         if (wide == 2)
           block<2, 2>(place, offsets, count);
         else if (high == 4)
@@ -190,7 +211,8 @@ __m512 exponential(__m512 x) {
   __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
   __m512 p = _mm512_set1_ps(1.f / 5040);
-  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f}) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
+  for (float c : {1.f / 720, 1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
   return _mm512_scalef_ps(p, n);
 }
 
@@ -314,7 +336,8 @@ std::vector<Part> parts_of(const std::vector<Input> &inputs, int g) {
 void copy_with_bias(const float *from, float *to, const Convolution &c, int size) {
   for (long i = 0; i < (long)size * (size + 2); ++i)
     for (int k = 0; k < c.out; k += 16)
-      _mm512_storeu_ps(to + i * c.out + k, _mm512_add_ps(_mm512_loadu_ps(from + i * c.out + k), _mm512_loadu_ps(c.bias + k)));
+      _mm512_storeu_ps(to + i * c.out + k,
+                       _mm512_add_ps(_mm512_loadu_ps(from + i * c.out + k), _mm512_loadu_ps(c.bias + k)));
 }
 
 void resnet(int index, const std::vector<Input> &inputs, int size, const float *const *shifts, const Pictures &out) {
@@ -333,7 +356,8 @@ void resnet(int index, const std::vector<Input> &inputs, int size, const float *
     for (int g = begin; g < end; ++g) copy_with_bias(inputs[0].from->of[g], out.of[g], c2, size);
   }
   const Bordered &in2 = bordered(size, c2.pixel);
-  for (int g = begin; g < end; ++g) prepare(c2, {{inner.of[g], c1.out}}, size, in2.of[g], &r.second, shifts[g] + r.shift);
+  for (int g = begin; g < end; ++g)
+    prepare(c2, {{inner.of[g], c1.out}}, size, in2.of[g], &r.second, shifts[g] + r.shift);
   convolve(c2, in2, size, out, 1, true);
 }
 
@@ -492,8 +516,8 @@ void add_resnet(at::Tensor w1, at::Tensor b1, at::Tensor w2, at::Tensor b2, int6
   resnets.push_back({norm_of(w1, b1), norm_of(w2, b2), (int)conv1, (int)conv2, (int)shortcut, (int)shift});
 }
 
-void finish(std::vector<int64_t> convs, at::Tensor in_weight, at::Tensor in_bias, at::Tensor out_weight, double out_bias,
-            at::Tensor norm_weight, at::Tensor norm_bias) {
+void finish(std::vector<int64_t> convs, at::Tensor in_weight, at::Tensor in_bias, at::Tensor out_weight,
+            double out_bias, at::Tensor norm_weight, at::Tensor norm_bias) {
   others.assign(convs.begin(), convs.end());
   conv_in_weight = kept(in_weight), conv_in_bias = kept(in_bias);
   conv_out_weight = kept(out_weight), conv_out_bias = out_bias;
