@@ -454,6 +454,11 @@ def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> lis
     for scale, samples, network in kinds:
         values = {(m, n): e["fd"][samples, network] for (m, n, s), e in mine.items()
                   if s == scale and (samples, network) in e["fd"]}  # fmt: skip
+        if network == "float32":
+            # Where both were measured one is enough; how far they differ is said above.
+            values = {(m, n): v for (m, n), v in values.items() if (samples, "mixed") not in mine[m, n, scale]["fd"]}
+            if not values:
+                continue
         nfes = sorted({n for _, n in values})
         real_floor = floor(samples)
         head = f"guidance {scale:g}, {samples:,} pictures, {network}"
