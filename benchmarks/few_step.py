@@ -25,6 +25,7 @@ import platform
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -599,14 +600,16 @@ def plot(result: dict, path: Path) -> None:
         "DDIM", "DPM-Solver++ 2M", "UniPC-2", "dualfast(ddim) calibrated", "dc(ddim), k = 1", "dc(unipc)",
         "unipc on a calibrated grid", "all on unipc",
     )  # fmt: skip
-    many = max((n for entry in mine.values() for n, _ in entry["fd"]), default=0)
+    counts = {s: Counter(n for (_, _, at), e in mine.items() if at == s for n, _ in e["fd"]) for s in scales}
+    # The number of pictures that most cells have.
+    many = {s: max(found, key=lambda n: (found[n], n), default=0) for s, found in counts.items()}
     panels = [(axis, scale, "error") for axis, scale in zip(axes[0], scales, strict=True)]
     panels += [(axis, scale, "fd") for axis, scale in zip(axes[1], scales, strict=True)]
     for axis, scale, what in panels:
         for i, name in enumerate(shown):
             points = []
             for (m, n, s), r in sorted(mine.items()):
-                distances = [value for (count, _), value in r["fd"].items() if count == many]
+                distances = [value for (count, _), value in r["fd"].items() if count == many[scale]]
                 if m == name and s == scale and (what == "error" or distances):
                     points.append((n, 1000 * r["error"] if what == "error" else distances[-1]))
             if points:
@@ -615,12 +618,13 @@ def plot(result: dict, path: Path) -> None:
                     *zip(*points, strict=True), "--" if name in STOCK else "-", marker="*" if whole else "o",
                     ms=11 if whole else 4, color="black" if whole else f"C{i}", label=name,
                 )  # fmt: skip
-        axis.set(title=f"guidance {scale:g}", xlabel="network calls", yscale="log")
+        of = f", {many[scale]:,} pictures" if what == "fd" else ""
+        axis.set(title=f"guidance {scale:g}{of}", xlabel="network calls", yscale="log")
         axis.grid(alpha=0.3, which="both")
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             which(LogFormatter(minor_thresholds=(2, 1), labelOnlyBase=False))
     axes[0][0].set_ylabel("trajectory error ×1000")
-    axes[1][0].set_ylabel(f"FD[fashion-cnn], {many:,} pictures")
+    axes[1][0].set_ylabel("FD[fashion-cnn]")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
