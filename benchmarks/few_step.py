@@ -560,7 +560,8 @@ def paper_table(bench: Bench, rows: list[dict]) -> list[str]:
                 if key not in found:
                     return ""
                 n, row = found[key]
-                fd = "".join(f"; FD {v:.3f}" for v in row["fd"].values())
+                by_number = {count: v for (count, _), v in sorted(row["fd"].items())}
+                fd = "".join(f"; FD {v:.3f}" for v in by_number.values())
                 return f"{n}: {1000 * row['error']:.2f} ({1000 * row['median']:.2f}){fd}"
 
             def saved(key: str, found=found) -> str:
