@@ -18,9 +18,8 @@
 
 namespace {
 
-constexpr int kGroup = 4;   // pictures that pass the inner layers together: weights stay in the cache
-constexpr int kTile = 16;   // positions and channels of a tile
-constexpr int kDepth = 32;  // products of a tile
+constexpr int kGroup = 4;  // pictures that pass the inner layers together: weights stay in the cache
+constexpr int kTile = 16;  // positions and channels of a tile
 
 void *aligned(size_t bytes) {
   void *p = nullptr;
@@ -98,68 +97,40 @@ struct Place {  // where a block reads and writes; steps are between tiles, rows
   int start_row;
 };
 
-// Tile registers are named by constants, so every shape of a block is written out. M x N tiles of the output.
+// M x N tiles of the output, four in all. Tile registers are named by constants: 0 to 3 are the sums.
 template <int M, int N>
 void block(const Place &p, const int *offsets, int count) {
+  static_assert((M == 2 && N == 2) || (M == 4 && N == 1));
   const long from = 4L * p.start_row, to = 4L * p.out_row, row = 2 * p.in_row;
-#define START(tile, m, n) _tile_loadd(tile, p.start + (m) * p.start_step + (n) * kTile, from)
-#define STORE(tile, m, n) _tile_stored(tile, p.out + (m) * p.out_step + (n) * kTile, to)
-  if constexpr (M == 2 && N == 2) {
-    START(0, 0, 0);
-    START(1, 0, 1);
-    START(2, 1, 0);
-    START(3, 1, 1);
-    for (int k = 0; k < count; ++k) {
-      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
-      _tile_loadd(4, a, row);
-      _tile_loadd(6, b, 64);
-      _tile_loadd(7, b + p.weights_step, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + p.in_step, row);
+#define START(sum) _tile_loadd(sum, p.start + (sum) / N * p.start_step + (sum) % N * kTile, from)
+#define STORE(sum) _tile_stored(sum, p.out + (sum) / N * p.out_step + (sum) % N * kTile, to)
+  START(0);
+  START(1);
+  START(2);
+  START(3);
+  for (int k = 0; k < count; ++k) {
+    const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
+    _tile_loadd(4, a, row);
+    _tile_loadd(6, b, 64);
+    if constexpr (N == 2) _tile_loadd(7, b + p.weights_step, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, a + p.in_step, row);
+    if constexpr (N == 2) {
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
-    }
-    STORE(0, 0, 0);
-    STORE(1, 0, 1);
-    STORE(2, 1, 0);
-    STORE(3, 1, 1);
-  } else if constexpr (M == 2 && N == 1) {
-    START(0, 0, 0);
-    START(1, 1, 0);
-    for (int k = 0; k < count; ++k) {
-      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
-      _tile_loadd(4, a, row);
-      _tile_loadd(6, b, 64);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + p.in_step, row);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    STORE(0, 0, 0);
-    STORE(1, 1, 0);
-  } else {
-    static_assert(M == 4 && N == 1);
-    START(0, 0, 0);
-    START(1, 1, 0);
-    START(2, 2, 0);
-    START(3, 3, 0);
-    for (int k = 0; k < count; ++k) {
-      const uint16_t *a = p.in + offsets[k], *b = p.weights + k * 512L;
-      _tile_loadd(6, b, 64);
-      _tile_loadd(4, a, row);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + p.in_step, row);
+    } else {
       _tile_dpbf16ps(1, 5, 6);
       _tile_loadd(4, a + 2 * p.in_step, row);
       _tile_dpbf16ps(2, 4, 6);
       _tile_loadd(5, a + 3 * p.in_step, row);
       _tile_dpbf16ps(3, 5, 6);
     }
-    STORE(0, 0, 0);
-    STORE(1, 1, 0);
-    STORE(2, 2, 0);
-    STORE(3, 3, 0);
   }
+  STORE(0);
+  STORE(1);
+  STORE(2);
+  STORE(3);
 #undef START
 #undef STORE
 }
@@ -176,7 +147,7 @@ void convolve(const Convolution &c, const Bordered &in, int size, const Pictures
   const long in_step = stride == 1 ? (long)kTile * c.pixel : 2L * row * c.pixel;
   const long out_step = stride == 1 ? (long)kTile * c.out : (long)(out_size + 2) * c.out;
   for (int n = 0; n < c.out / kTile;) {
-    const int wide = c.out / kTile - n >= 2 ? 2 : 1, high = wide == 1 && stride == 1 && tiles >= 8 ? 4 : 2;
+    const int wide = c.out / kTile - n >= 2 ? 2 : 1, high = wide == 2 ? 2 : 4;
     for (int g = begin; g < end; ++g)
       for (long m = 0; m < tiles; m += high) {
         float *to = out.of[g] + m * out_step + n * kTile;
@@ -193,10 +164,8 @@ void convolve(const Convolution &c, const Bordered &in, int size, const Pictures
                           add ? c.out : 0};
         if (wide == 2)
           block<2, 2>(place, offsets, count);
-        else if (high == 4)
-          block<4, 1>(place, offsets, count);
         else
-          block<2, 1>(place, offsets, count);
+          block<4, 1>(place, offsets, count);
       }
     n += wide;
   }

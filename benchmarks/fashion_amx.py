@@ -7,26 +7,27 @@ Needs a C++ compiler and ninja. One network per process.
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.cpp_extension import get_cxx_compiler, is_ninja_available, load
 
 
 def available() -> bool:
-    """Whether this CPU has what the code uses."""
+    """Whether the CPU has what the code uses, and there are a compiler and ninja to build it."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return all(flag in flags for flag in ("amx_bf16", "avx512_bf16", "avx512bw"))
+    tools = is_ninja_available() and shutil.which(get_cxx_compiler()) is not None
+    return tools and all(flag in flags for flag in ("amx_bf16", "avx512_bf16", "avx512bw"))
 
 
 @cache
 def extension() -> Any:
-    from torch.utils.cpp_extension import load
-
     flags = ["-O3", "-ffast-math", "-march=sapphirerapids"]
     return load("fashion_amx", [str(Path(__file__).with_suffix(".cpp"))], extra_cflags=flags)
 
@@ -63,14 +64,11 @@ class FashionAMX(torch.nn.Module):
         self.dtype, self.device = torch.float32, torch.device("cpu")
         self.shifts: list[torch.nn.Module] = []
         self.width = 0
-        for size, blocks in ((28, unet.down_blocks[:1]), (14, unet.down_blocks[1:2]), (7, unet.down_blocks[2:])):
-            for block in blocks:
-                self._resnet(block.resnets[0], size == 28 or not mixed)
-        for resnet in unet.mid_block.resnets:
-            self._resnet(resnet, not mixed)
-        for size, block in zip((7, 14, 28), unet.up_blocks, strict=True):
-            for resnet in block.resnets:
-                self._resnet(resnet, size == 28 or not mixed)
+        down, up = ([block.resnets for block in blocks] for blocks in (unet.down_blocks, unet.up_blocks))
+        inner = [*down[2], *unet.mid_block.resnets, *up[0]]
+        for resnets, full in ((down[0], True), ([*down[1], *inner, *up[1]], False), (up[2], True)):
+            for resnet in resnets:
+                self._resnet(resnet, full or not mixed)
         attention = unet.mid_block.attentions[0]
         three = (attention.to_q, attention.to_k, attention.to_v)
         others = [

@@ -96,6 +96,15 @@ class Cell:
         slug = re.sub(r"[^a-z0-9]+", "-", self.method.lower()).strip("-")
         return f"{self.part}-{self.scale:g}-{self.nfe:02d}-{slug}-{self.samples}"
 
+    @classmethod
+    def of(cls, row: dict) -> Cell:
+        """The cell that a written row is of."""
+        return cls(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
+
+    def path(self, folder: Path, network: str | None = None) -> Path:
+        """Its file; ``network`` is few_step_fd.py's."""
+        return folder / f"{self.name}{'' if network is None else '-' + network}.json"
+
 
 class Bench:
     """The model, its references and the plans of every method."""
@@ -141,6 +150,11 @@ class Bench:
         if kind not in ("teleport", "mean only") or self.stats is None:
             return plan.fingerprint
         return f"{plan.fingerprint}-{hashlib.sha256(self.stats.mean.double().numpy().tobytes()).hexdigest()[:8]}"
+
+    def written(self, cell: Cell, key: str, network: str | None = None) -> bool:
+        """Whether a figure is there that still holds: not one of another plan or of other statistics."""
+        path = cell.path(self.folder, network)
+        return path.exists() and json.loads(path.read_text())["plan"] == key
 
     @cache  # noqa: B019
     def goal(self, part: str, scale: float) -> torch.Tensor:
@@ -365,12 +379,11 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
     done: set[tuple[str, str, int, float]] = set()
     for cell in todo:
         key = (cell.part, cell.method, cell.nfe, cell.scale)
-        path, claim = bench.folder / f"{cell.name}.json", bench.folder / f"{cell.name}.claim"
+        path, claim = cell.path(bench.folder), bench.folder / f"{cell.name}.claim"
         found = bench.plan(cell)
         if found is None:
             continue
-        # A cell whose plan or statistics have changed since, by another artifact, is measured again.
-        if path.exists() and json.loads(path.read_text())["plan"] == bench.key(*found):
+        if bench.written(cell, bench.key(*found)):
             done.add(key)
             continue
         if time.time() > deadline or (cell.samples <= bench.seeds and key in done):
@@ -400,10 +413,11 @@ def work(bench: Bench, todo: Iterator[Cell], deadline: float) -> None:
 
 def restore(folder: Path, results: Path) -> int:
     """Cells of a written result, so that measuring goes on from it on another machine; how many were missing."""
-    count = 0
-    for row in json.loads((results / "few_step.json").read_text())["rows"]:
-        cell = Cell(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
-        path = folder / f"{cell.name}{'-' + row['network'] if 'network' in row else ''}.json"
+    source, count = results / "few_step.json", 0
+    if not source.exists():
+        raise SystemExit(f"error: --restore: {source} does not exist; give --out the folder of a written result")
+    for row in json.loads(source.read_text())["rows"]:
+        path = Cell.of(row).path(folder, row.get("network"))
         if not path.exists():
             write_whole(path, json.dumps(row).encode())
             count += 1
@@ -415,8 +429,7 @@ def collected(bench: Bench) -> list[dict]:
     found = []
     for path in sorted(bench.folder.glob("*.json")):
         row = json.loads(path.read_text())
-        cell = Cell(row["part"], row["method"], row["nfe"], row["guidance_scale"], row["samples"])
-        plan = bench.plan(cell)
+        plan = bench.plan(Cell.of(row))
         if row["model_sha256"] == bench.model.sha256 and plan is not None and bench.key(*plan) == row["plan"]:
             found.append(row)
     return found
@@ -434,6 +447,11 @@ def best_of(rows: list[dict], part: str) -> dict[tuple[str, int, float], dict]:
         if "fd" in row:
             entry["fd"][row["samples"], row.get("network", "float32")] = row["fd"]
     return {key: entry for key, entry in table.items() if "error" in entry}
+
+
+def distances(entry: dict) -> dict[int, float]:
+    """Fréchet distances by number of pictures, of the mixed network where there are both."""
+    return {count: value for (count, _), value in sorted(entry["fd"].items())}
 
 
 def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> list[str]:
@@ -560,8 +578,7 @@ def paper_table(bench: Bench, rows: list[dict]) -> list[str]:
                 if key not in found:
                     return ""
                 n, row = found[key]
-                by_number = {count: v for (count, _), v in sorted(row["fd"].items())}
-                fd = "".join(f"; FD {v:.3f}" for v in by_number.values())
+                fd = "".join(f"; FD {v:.3f}" for v in distances(row).values())
                 return f"{n}: {1000 * row['error']:.2f} ({1000 * row['median']:.2f}){fd}"
 
             def saved(key: str, found=found) -> str:
@@ -601,7 +618,7 @@ def plot(result: dict, path: Path) -> None:
         "DDIM", "DPM-Solver++ 2M", "UniPC-2", "dualfast(ddim) calibrated", "dc(ddim), k = 1", "dc(unipc)",
         "unipc on a calibrated grid", "all on unipc",
     )  # fmt: skip
-    counts = {s: Counter(n for (_, _, at), e in mine.items() if at == s for n, _ in e["fd"]) for s in scales}
+    counts = {s: Counter(n for (_, _, at), e in mine.items() if at == s for n in distances(e)) for s in scales}
     # The number of pictures that most cells have.
     many = {s: max(found, key=lambda n: (found[n], n), default=0) for s, found in counts.items()}
     panels = [(axis, scale, "error") for axis, scale in zip(axes[0], scales, strict=True)]
@@ -610,9 +627,9 @@ def plot(result: dict, path: Path) -> None:
         for i, name in enumerate(shown):
             points = []
             for (m, n, s), r in sorted(mine.items()):
-                distances = [value for (count, _), value in r["fd"].items() if count == many[scale]]
-                if m == name and s == scale and (what == "error" or distances):
-                    points.append((n, 1000 * r["error"] if what == "error" else distances[-1]))
+                value = 1000 * r["error"] if what == "error" else distances(r).get(many[scale])
+                if m == name and s == scale and value is not None:
+                    points.append((n, value))
             if points:
                 whole = name.startswith("all")
                 axis.plot(

@@ -89,13 +89,13 @@ class HalfConvolution(torch.nn.Module):
 
 def fast_model(network: str, amx: bool) -> calibrate.Model:
     """The embedded model with its network compiled; ``mixed``: convolutions below the first resolution in bfloat16."""
-    import torch._inductor.config as inductor
-
     pipeline = models.load("fashion")
     unet = pipeline.unet.eval().requires_grad_(False)
     if amx:
         pipeline.register_modules(unet=FashionAMX(unet, mixed=network == "mixed"))
         return from_pipeline(pipeline, "fashion")
+    import torch._inductor.config as inductor
+
     inductor.freezing = True
     if network == "mixed":
         outer = ("conv_in", "conv_out", "down_blocks.0.", f"up_blocks.{len(unet.up_blocks) - 1}.")
@@ -168,8 +168,8 @@ def missing(bench: Bench, network: str, cells: Iterator[Cell]) -> dict[str, Cell
         found = bench.plan(cell)
         if found is None:
             continue
-        key, path = bench.key(*found), bench.folder / f"{cell.name}-{network}.json"
-        if not (path.exists() and json.loads(path.read_text())["plan"] == key):
+        key = bench.key(*found)
+        if not bench.written(cell, key, network):
             wanted[f"{cell.method}|{key}"] = cell
     return wanted
 
@@ -250,7 +250,7 @@ def finished(bench: Bench, network: str, todo: list[Group], samples: int, partia
                 "samples": count, "fd": frechet_distance(np.concatenate(parts), real().stats),
                 "network": network, "plan": key.split("|")[1], "model_sha256": bench.model.sha256,
             }  # fmt: skip
-            write_whole(bench.folder / f"{cell.name}-{network}.json", json.dumps(row).encode(), overwrite=True)
+            write_whole(cell.path(bench.folder, network), json.dumps(row).encode(), overwrite=True)
             rows.append(row)
     return rows
 

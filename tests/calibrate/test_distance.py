@@ -172,7 +172,7 @@ def options(real, monkeypatch):
     extractor = Waves()
     monkeypatch.setattr("diffsamp.testing.toys.waves", extractor, raising=False)
     return {
-        "nfe": [5], "guidance_scale": [1.0], "points": 10, "held_out": 8, "reference_steps": 40, "rounds": 1,
+        "nfe": [5], "guidance_scale": [1.0], "points": 14, "held_out": 8, "reference_steps": 40, "rounds": 1,
         "extractor": "diffsamp.testing.toys:waves", "reference": str(real[1]), "pictures": 64,
     }  # fmt: skip
 
@@ -194,7 +194,7 @@ def test_refined_settings_keep_their_provenance_and_are_not_searched_again(optio
     assert facts is not None and setting.values != old.values and setting.kept == old.kept + "+distance"
     # What is promised is that the sum of both, each in units of its start, falls.
     assert setting.after / facts["error_before"] + facts["after"] / facts["before"] < 2
-    assert facts["pictures"] == 64 and facts["extractor_sha256"] == "ab" * 32
+    assert facts["after"] < facts["before"] and facts["pictures"] == 64 and facts["extractor_sha256"] == "ab" * 32
     assert setting.after <= 1.25 * facts["error_before"] and setting.calls > old.calls
     assert setting.held_out_after <= 1.25 * facts["held_out_error_before"]
     assert facts["held_out_error_before"] == pytest.approx(old.held_out_after, rel=0.02)
