@@ -333,6 +333,15 @@ def step(
     return State(index + 1, following, committed, kept, pin, fresh)
 
 
+def require_finite(fine: torch.Tensor, index: int, level: Level) -> None:
+    """Refuse step ``index`` if a sample's prediction is not finite; ``fine``: (B,) booleans. One host sync."""
+    bad = (~fine).nonzero().flatten().tolist()
+    if bad:
+        raise DiffsampError(
+            f"denoiser: prediction of sample {bad} at step {index} (sigma {level.sigma:.4g}) is not finite"
+        )
+
+
 def sample(
     plan: Plan,
     denoiser: Callable[..., Any],
@@ -389,11 +398,8 @@ def sample(
         if guidance is not None:
             output, memory = _guided(plan, guidance, memory, output, state, row, prediction)
             kind = "sample"
-        if check_finite and not bool(torch.isfinite(output).all()):
-            bad = (~torch.isfinite(output.flatten(1)).all(1)).nonzero().flatten().tolist()
-            raise DiffsampError(
-                f"denoiser: prediction of sample {bad} at step {i} (sigma {row.level.sigma:.4g}) is not finite"
-            )
+        if check_finite:
+            require_finite(torch.isfinite(output.flatten(1)).all(1), i, row.level)
         handed = [state]
         del state
         state = step(

@@ -532,11 +532,7 @@ class Corrector:
     def _require_finite(self, outputs: Sequence[torch.Tensor], index: int, level: Any) -> None:
         fine = torch.stack([torch.isfinite(o.flatten(1)).all(1) for o in outputs]).all(0)
         # Of all processes, so that none is left waiting for one that has stopped.
-        bad = (self.shard.collect(fine.to(torch.float64)) == 0).nonzero().flatten().tolist()
-        if bad:
-            raise DiffsampError(
-                f"denoiser: prediction of sample {bad} at step {index} (sigma {level.sigma:.4g}) is not finite"
-            )
+        engine.require_finite(self.shard.collect(fine.to(torch.float64)) != 0, index, level)
 
     def _randomness(self, plan: Plan, x: torch.Tensor, groups: int, share: slice, seeds: Any, generator: Any) -> Any:
         shape, dtype = x.shape[1:], engine.working_dtype(x.dtype)
