@@ -455,7 +455,10 @@ def distances(entry: dict) -> dict[int, float]:
 
 
 def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> list[str]:
-    """Fréchet distances: one table per guidance scale and number of pictures, calls across."""
+    """Fréchet distances: one table per guidance scale and number of pictures, calls across.
+
+    A cell stands once, with its most pictures and the mixed network where there are both.
+    """
     lines = ["## FD[fashion-cnn]", ""]
     both = [
         abs(entry["fd"][n, "mixed"] - entry["fd"][n, "float32"])
@@ -469,15 +472,12 @@ def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> lis
             f"(few_step_fd.py). {len(both)} cells were measured with float32 throughout as well: they differ by at "
             f"most {max(both, default=math.nan):.4f}.", "",
         ]  # fmt: skip
-    kinds = sorted({(s, n, net) for (_, _, s), e in mine.items() for n, net in e["fd"]}, key=lambda k: (k[0], -k[1]))
-    for scale, samples, network in kinds:
-        values = {(m, n): e["fd"][samples, network] for (m, n, s), e in mine.items()
-                  if s == scale and (samples, network) in e["fd"]}  # fmt: skip
-        if network == "float32":
-            # Where both were measured one is enough; how far they differ is said above.
-            values = {(m, n): v for (m, n), v in values.items() if (samples, "mixed") not in mine[m, n, scale]["fd"]}
-            if not values:
-                continue
+    shown: dict[tuple[float, int, str], dict[tuple[str, int], float]] = {}
+    for (method, nfe, scale), entry in mine.items():
+        if entry["fd"]:
+            most = max(entry["fd"], key=lambda kind: (kind[0], kind[1] == "mixed"))
+            shown.setdefault((scale, *most), {})[method, nfe] = entry["fd"][most]
+    for (scale, samples, network), values in sorted(shown.items(), key=lambda item: (item[0][0], -item[0][1])):
         nfes = sorted({n for _, n in values})
         real_floor = floor(samples)
         head = f"guidance {scale:g}, {samples:,} pictures, {network}"
