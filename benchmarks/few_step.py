@@ -611,6 +611,12 @@ def plot(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import LogFormatter
 
+    class Plain(LogFormatter):
+        """Which ticks get a label is LogFormatter's choice; 0.6, not 6e-01."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     mine = best_of(result["rows"], "table")
     scales = sorted({s for _, _, s in mine})
     figure, axes = plt.subplots(2, len(scales), figsize=(4.6 * len(scales), 7.6), squeeze=False)
@@ -640,7 +646,7 @@ def plot(result: dict, path: Path) -> None:
         axis.set(title=f"guidance {scale:g}{of}", xlabel="network calls", yscale="log")
         axis.grid(alpha=0.3, which="both")
         for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            which(LogFormatter(minor_thresholds=(2, 1), labelOnlyBase=False))
+            which(Plain(minor_thresholds=(2, 1), labelOnlyBase=False))
     axes[0][0].set_ylabel("trajectory error ×1000")
     axes[1][0].set_ylabel("FD[fashion-cnn]")
     handles, labels = axes[0][0].get_legend_handles_labels()
