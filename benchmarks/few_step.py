@@ -475,7 +475,7 @@ def fd_tables(mine: dict[tuple[str, int, float], dict], names: list[str]) -> lis
     shown: dict[tuple[float, int, str], dict[tuple[str, int], float]] = {}
     for (method, nfe, scale), entry in mine.items():
         if entry["fd"]:
-            most = max(entry["fd"], key=lambda kind: (kind[0], kind[1] == "mixed"))
+            most = max(entry["fd"])  # "mixed" sorts after "float32"
             shown.setdefault((scale, *most), {})[method, nfe] = entry["fd"][most]
     for (scale, samples, network), values in sorted(shown.items(), key=lambda item: (item[0][0], -item[0][1])):
         nfes = sorted({n for _, n in values})
