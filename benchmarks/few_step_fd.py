@@ -276,7 +276,7 @@ def main() -> None:
     methods = list(METHODS) if args.methods is None else [m.strip() for m in args.methods.split(";")]
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
-        raise SystemExit(f"error: --methods: got {unknown}; accepted: {', '.join(METHODS)}")
+        raise SystemExit(f"error: --methods: got {unknown}; accepted, separated by semicolons: {'; '.join(METHODS)}")
     bench = Bench(args.cells)
     nfes, scales = [int(v) for v in args.nfe.split(",")], [float(v) for v in args.guidance_scale.split(",")]
     if args.paper:
